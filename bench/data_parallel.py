@@ -1,0 +1,70 @@
+"""Two gloo workers on the byte GPT of `bench/peers/byte_gpt.py`: steps a second beside bare torchrun, and the time from
+start to the first step beside stock Ray Train."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.measure import alternate, emit
+
+PEERS = Path(__file__).parent / "peers"
+WARM, TIMED = 10, 50
+RECIPE = f"""
+name: byte-gpt
+data: {{kind: text, path: bundled:english, context: 128}}
+model: {{kind: gpt, layers: 4, heads: 6, width: 192, positions: learned, norm: layernorm, activation: gelu, tie: true, bias: true}}
+optimizer: {{kind: adamw, lr: 3.0e-4}}
+train: {{steps: {WARM + TIMED}, batch_size: 32, log_every: 10, checkpoint_every: 0}}
+workers: 2
+"""
+
+
+def run() -> None:
+    firsts: dict[str, list[float]] = {"ours": [], "ray train": []}
+
+    def ours() -> float:
+        figures = _hanse()
+        firsts["ours"].append(figures["first"])
+        return figures["steps_per_s"]
+
+    def torchrun() -> float:
+        return float(_peer("ddp_torchrun.py")["steps_per_s"])
+
+    def ray_train() -> float:
+        return float(_peer("ddp_ray_train.py")["seconds_start_to_first_step"])
+
+    emit("2 workers, steps/s, over bare torchrun", work="byte gpt", **alternate(ours, torchrun, 5))
+    figures = alternate(lambda: _hanse()["first"], ray_train, 3)
+    emit("2 workers, seconds from start to first step, over stock Ray Train", work="byte gpt", **figures)
+
+
+def _hanse() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "gpt.yaml"
+        config.write_text(RECIPE)
+        environment = {**os.environ, "HANSE_RUNS": folder}
+        began = time.time()
+        done = subprocess.run(
+            [sys.executable, "-m", "hanse", "train", str(config), f"run_dir={folder}/run", "--json"],
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        records = [r for r in map(json.loads, lines) if r["split"] == "train"]
+        at = {r["step"]: r["time"] for r in records}
+        return {"steps_per_s": TIMED / (at[WARM + TIMED] - at[WARM]), "first": at[1] - began}
+
+
+def _peer(program: str) -> dict[str, Any]:
+    command = [sys.executable, program, "--warm", str(WARM), "--steps", str(TIMED)]
+    done = subprocess.run(command, cwd=PEERS, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

@@ -1,0 +1,260 @@
+"""What is fitted on the training split and saved with the model: numbers, category maps, class names, a tokenizer.
+
+`preprocess.json` (and `tokenizer.json`) in a model directory is all that preparing new inputs takes.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.atomic import replace_text
+from core.data.config import BPE, Table
+from core.data.sources.columns import Columns, bad_cell
+from core.data.sources.files import nearest
+from core.data.spec import Spec
+from core.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
+from core.errors import DataError
+
+FORMAT = 1
+MAX_CATEGORIES = 256  # more different texts than this in a column are names or free text, not categories
+
+
+@dataclass(frozen=True)
+class Number:
+    """A numeric column: (value - mean) / std is the input."""
+
+    name: str
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of texts: one input per value, or one code in [0, 1]. A value never seen in training gives 0s, or -1."""
+
+    name: str
+    values: tuple[str, ...]
+    one_hot: bool
+
+
+@dataclass(frozen=True)
+class TableFit:
+    """How the columns of a table become inputs, and its target (of real values: standardized) a target."""
+
+    features: tuple[Number | Category, ...]
+    target: str
+    target_mean: float = 0.0
+    target_std: float = 1.0
+    fill_missing: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, in the order of the inputs."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def width(self) -> int:
+        """The number of inputs F."""
+        return sum(len(f.values) if isinstance(f, Category) and f.one_hot else 1 for f in self.features)
+
+    def inputs(self, columns: Columns, source: str) -> Tensor:
+        """[N, F] float32. Raises DataError for a column that is missing, of the other type, or has an unusable cell."""
+        blocks = []
+        for feature in self.features:
+            if feature.name not in columns:
+                raise DataError(f"{source}: column '{feature.name}' is missing; {nearest(feature.name, columns)}")
+            values = columns[feature.name]
+            if isinstance(feature, Number):
+                blocks.append(_numbers(feature, values, source, self.fill_missing))
+            else:
+                blocks.append(_codes(feature, values, source, self.fill_missing))
+        return torch.from_numpy(np.concatenate(blocks, axis=1, dtype=np.float32))
+
+    def real_targets(self, values: NDArray[np.float64]) -> Tensor:
+        """[N, 1] float32, standardized."""
+        return torch.from_numpy(((values - self.target_mean) / self.target_std).astype(np.float32))[:, None]
+
+
+def fit_table(config: Table, columns: Columns, target: str, source: str) -> TableFit:
+    """Fits on `columns`, which hold the training rows and the wanted features only."""
+    fill = config.missing == "mean"
+    features: list[Number | Category] = []
+    for name, values in columns.items():
+        if values.dtype == object:
+            features.append(_fit_category(name, values, source, config))
+        else:
+            features.append(Number(name, *_moments(_checked(values, name, source, fill), config.normalize, fill)))
+    return TableFit(tuple(features), target, fill_missing=fill)
+
+
+def _fit_category(name: str, values: NDArray[Any], source: str, config: Table) -> Category:
+    _checked(values, name, source, config.missing == "mean")
+    distinct = sorted({v for v in values.tolist() if v is not None})
+    if len(distinct) > MAX_CATEGORIES:
+        raise DataError(
+            f"{source}: column '{name}' holds {len(distinct)} different texts, at most {MAX_CATEGORIES} are taken as "
+            "categories; leave it out with data.columns"
+        )
+    return Category(name, tuple(distinct), config.categories == "one_hot")
+
+
+def standardization(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation, which is 1 for a constant."""
+    if not len(values):
+        return 0.0, 1.0
+    std = float(values.std())
+    return float(values.mean()), std if std > 0 else 1.0
+
+
+def _moments(values: NDArray[np.float64], normalize: bool, fill: bool) -> tuple[float, float]:
+    mean, std = standardization(values[np.isfinite(values)] if fill else values)
+    # a missing cell becomes the mean, so that is kept even where nothing is normalized
+    return (mean, std) if normalize else (mean if fill else 0.0, 1.0)
+
+
+def _checked(values: NDArray[Any], name: str, source: str, fill: bool) -> NDArray[Any]:
+    bad = bad_cell(values, allow_missing=fill)
+    if bad is not None:
+        row, what = bad
+        cure = "" if "infinite" in what else ", or set data.missing=mean"
+        raise DataError(f"{source}: row {row + 1}, column '{name}': {what}; mend it{cure}")
+    return values
+
+
+def _numbers(feature: Number, values: NDArray[Any], source: str, fill: bool) -> NDArray[np.float32]:
+    if values.dtype == object:
+        raise DataError(f"{source}: column '{feature.name}' holds texts, the model was trained on numbers")
+    values = _checked(values, feature.name, source, fill)
+    scaled = (values - feature.mean) / feature.std
+    result: NDArray[np.float32] = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    return result[:, None]
+
+
+def _codes(feature: Category, values: NDArray[Any], source: str, fill: bool) -> NDArray[np.float32]:
+    if values.dtype != object:
+        raise DataError(f"{source}: column '{feature.name}' holds numbers, the model was trained on texts")
+    _checked(values, feature.name, source, fill)
+    index = {value: i for i, value in enumerate(feature.values)}
+    codes = np.array([index.get(value, -1) for value in values.tolist()], np.int64)
+    if feature.one_hot:
+        return (codes[:, None] == np.arange(len(feature.values))).astype(np.float32)
+    scale = max(len(feature.values) - 1, 1)
+    return np.where(codes < 0, -1.0, codes / scale).astype(np.float32)[:, None]
+
+
+@dataclass(frozen=True)
+class ImageFit:
+    """Per channel mean and standard deviation of pixels in [0, 1], and the size that images are resized to."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int] | None = None
+
+    def scale(self, peak: float) -> tuple[Tensor, Tensor]:
+        """Mean and std [C, 1, 1] for raw pixels in [0, peak]."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32)[:, None, None] * peak for values in (self.mean, self.std)
+        )
+        return mean, std
+
+
+Fitted = TableFit | ImageFit | Tokenizer
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What turns files into the inputs of a model: its spec, and what was fitted on the training split."""
+
+    spec: Spec
+    fitted: Fitted
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a text model."""
+        assert not isinstance(self.fitted, TableFit | ImageFit)
+        return self.fitted
+
+    def to_units(self, values: Tensor) -> Tensor:
+        """Predicted real values in the units of the target column."""
+        if not isinstance(self.fitted, TableFit):
+            return values
+        return values * self.fitted.target_std + self.fitted.target_mean
+
+    def save(self, directory: str | Path) -> None:
+        """Writes preprocess.json and, where there is something to write, tokenizer.json."""
+        folder = Path(directory)
+        if isinstance(self.fitted, TableFit | ImageFit):
+            fitted = dataclasses.asdict(self.fitted)
+        else:
+            fitted = {**dataclasses.asdict(self.fitted.config), "sha256": self.fitted.sha256}
+            content = self.fitted.to_json()
+            if content is not None:
+                replace_text(folder / "tokenizer.json", content)
+        plain = {"format": FORMAT, "spec": dataclasses.asdict(self.spec), "fitted": fitted}
+        replace_text(folder / "preprocess.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+    @staticmethod
+    def load(directory: str | Path) -> "Preprocess":
+        """Raises DataError if a file is missing or damaged, or the tokenizer is not the one of this model."""
+        folder = Path(directory)
+        path = folder / "preprocess.json"
+        plain = json.loads(_read(path)) if _is_json(path) else {}
+        if plain.get("format") != FORMAT:
+            raise DataError(f"{path}: not a preprocessing of this version of Hanse (format {FORMAT})")
+        try:
+            spec = Spec(**{name: _frozen(value) for name, value in plain["spec"].items()})
+            return Preprocess(spec, _fitted(spec, plain["fitted"], folder))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _fitted(spec: Spec, plain: Mapping[str, Any], folder: Path) -> Fitted:
+    if spec.kind == "image":
+        return ImageFit(**{name: _frozen(value) for name, value in plain.items()})
+    if spec.kind == "text":
+        return _load_tokenizer(plain, folder)
+    features = tuple(
+        Category(f["name"], tuple(f["values"]), f["one_hot"]) if "values" in f else Number(**f)
+        for f in plain["features"]
+    )
+    return TableFit(**{**plain, "features": features})
+
+
+def _load_tokenizer(plain: Mapping[str, Any], folder: Path) -> Tokenizer:
+    tokenizer: Tokenizer = ByteTokenizer()
+    if plain["kind"] == "bpe":
+        tokenizer = BPETokenizer(_read(folder / "tokenizer.json"), BPE(vocab=plain["vocab"]))
+    if tokenizer.sha256 != plain["sha256"]:
+        raise DataError(
+            f"{folder / 'tokenizer.json'}: does not match this model: its sha256 is {tokenizer.sha256[:12]}..., the "
+            f"model was trained with {plain['sha256'][:12]}...; copy the model directory as a whole"
+        )
+    return tokenizer
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(_read(path)), dict)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: damaged: {error}") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a model directory holds it beside model.safetensors") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,201 @@
+"""One rank's share of the data. The batch of a step is a pure function of (seed, step): nothing else is remembered.
+
+Each epoch is cut into global batches of B rows (the last one is shorter); rank r of W takes its share of each, in order.
+All batches of a rank have the same number of rows: what is missing is filled with rows of weight 0.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from core.data import augment
+from core.data.examples import Data, Examples
+from core.data.spec import Spec
+from core.errors import ConfigError
+from core.randomness import example_keys
+
+Batch = dict[str, Tensor]
+AHEAD = 4  # batches that are prepared while one is used
+
+
+class Schedule(Protocol):
+    """The training numbers that decide which rows a step takes."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def accumulate(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of a global batch a rank takes: their positions [R] and weights [R], 0 for those that only fill up.
+
+    `start` and `count` are those that are not fill; they are consecutive.
+    """
+
+    positions: Tensor
+    weight: Tensor
+    start: int
+    count: int
+
+    def of(self, order: Tensor) -> Tensor:
+        """The entries of a global batch's `order` at these rows; a view where there is no fill."""
+        if self.count == len(self.positions):
+            return order[self.start : self.start + self.count]
+        return order[self.positions]
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The quotient, rounded up."""
+    return -(-a // b)
+
+
+def rows_of(size: int, full: int, rank: int, world: int, multiple: int = 1) -> Rows:
+    """The rows of `rank` in a global batch of `size`, where full ones have `full`; R is a multiple of `multiple`."""
+    share = ceil_div(size, world)
+    length = ceil_div(ceil_div(full, world), multiple) * multiple
+    start = min(rank * share, size)
+    count = min(share, size - start)
+    positions = (torch.arange(length) + start) % size
+    return Rows(positions, (torch.arange(length) < count).float(), start, count)
+
+
+class Shard:
+    """Batches for rank `rank` of `world`. Tensors of a batch may be shared with later ones: do not write to them."""
+
+    def __init__(self, data: Data, rank: int, world: int) -> None:
+        assert 0 <= rank < world, f"rank {rank} of {world}"
+        self.data, self.rank, self.world = data, rank, world
+        self._orders: dict[int, Tensor] = {}
+        self._rows: dict[tuple[int, int, int], Rows] = {}
+
+    @property
+    def spec(self) -> Spec:
+        """What a model must know."""
+        return self.data.spec
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples per split, over all ranks."""
+        return self.data.sizes
+
+    @property
+    def bytes_per_token(self) -> Tensor | None:
+        """[V] float64, see `Data.bytes_per_token`."""
+        return self.data.bytes_per_token
+
+    def steps_per_epoch(self, train: Schedule) -> int:
+        """Global batches in which every training example appears once."""
+        return ceil_div(len(self._examples("train")), train.batch_size)
+
+    def batch(self, train: Schedule, step: int, noise: bool = True) -> Batch:
+        """This rank's rows of the global batch of `step`; `noise` gives them keys for dropout."""
+        examples, seed = self._examples("train"), self.data.seed
+        full = min(train.batch_size, len(examples))
+        epoch, i = divmod(step, ceil_div(len(examples), full))
+        order = self._order(examples, epoch)[i * full : (i + 1) * full]
+        rows = self._rows_of(len(order), full, train.accumulate)
+        if self.data.augmentation.is_active:
+            inputs, targets = self._augmented(examples, order, rows, step)
+        else:
+            inputs, targets = examples.take(rows.of(order))
+        batch = _batch(inputs, targets, _weight(examples, rows, order))
+        if noise:
+            batch["key"] = example_keys(seed, step, rows.positions)
+        return batch
+
+    def batches(self, train: Schedule, start: int = 0, noise: bool = True) -> Iterator[tuple[int, Batch]]:
+        """(step, batch) from step `start` to `train.steps`, prepared ahead on threads where that takes time."""
+        steps = range(start, train.steps)
+        if not (self._examples("train").is_costly or self.data.augmentation.is_active):
+            for step in steps:
+                yield step, self.batch(train, step, noise)
+            return
+        with ThreadPoolExecutor(min(2, os.cpu_count() or 1), "batches") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                to_do = iter(steps)
+                for step in islice(to_do, AHEAD):
+                    waiting.append(pool.submit(self.batch, train, step, noise))
+                for step in steps:
+                    batch = waiting.popleft().result()
+                    for later in islice(to_do, 1):
+                        waiting.append(pool.submit(self.batch, train, later, noise))
+                    yield step, batch
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """This rank's share of a split in fixed order, in global batches of at most `batch_size` and of equal size.
+
+        Every rank yields the same number of batches. Nothing if the split is empty.
+        """
+        examples = self._examples(split)
+        order = examples.addresses(self.data.seed, None)
+        full = ceil_div(len(order), max(ceil_div(len(order), batch_size), 1))
+        for chunk in order.split(full) if full else ():
+            rows = self._rows_of(len(chunk), full, 1)
+            inputs, targets = examples.take(rows.of(chunk))
+            yield _batch(inputs, targets, _weight(examples, rows, chunk))
+
+    def _examples(self, split: str) -> Examples:
+        try:
+            return self.data.splits[split]
+        except KeyError:
+            there = ", ".join(name for name, size in self.sizes.items() if size)
+            raise ConfigError(f"split: there is no '{split}' split in this data; there is {there}") from None
+
+    def _order(self, examples: Examples, epoch: int) -> Tensor:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = examples.addresses(self.data.seed, epoch)
+            # batches are prepared ahead, so the epoch before may still be in use
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
+        return order
+
+    def _rows_of(self, size: int, full: int, multiple: int) -> Rows:
+        rows = self._rows.get((size, full, multiple))
+        if rows is None:
+            rows = self._rows[size, full, multiple] = rows_of(size, full, self.rank, self.world, multiple)
+        return rows
+
+    def _augmented(self, examples: Examples, order: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor | None]:
+        change, seed, own = self.data.augmentation, self.data.seed, rows.positions
+        if not change.images.mixup:
+            inputs, targets = examples.take(order[own])
+            return change(inputs, augment.keys(seed, step, own)), targets
+        partner, share = augment.mixing(seed, step, len(order), change.images.mixup)
+        # a row's changes are those of its position, whoever mixes it in
+        needed = torch.cat([own, partner[own]])
+        inputs, targets = examples.take(order[needed])
+        inputs = change(inputs, augment.keys(seed, step, needed))
+        assert targets is not None
+        x, other = inputs.tensor_split(2)
+        y, other_y = targets.tensor_split(2)
+        return augment.blend(x, other, share[own]), change.mix_targets(y, other_y, share[own])
+
+
+def _weight(examples: Examples, rows: Rows, order: Tensor) -> Tensor:
+    if examples.weight is None:
+        return rows.weight
+    return rows.weight * examples.weight[rows.of(order)]
+
+
+def _batch(inputs: Tensor, targets: Tensor | None, weight: Tensor) -> Batch:
+    batch = {"inputs": inputs, "weight": weight}
+    if targets is not None:
+        batch["targets"] = targets
+    return batch

@@ -1,0 +1,124 @@
+"""Text: documents to one row of tokens per split, and windows over it. The tokenizer is learned on training text only."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from core.data.augment import Augmentation
+from core.data.config import Text
+from core.data.examples import Data, Stacked, Windows, fixed_windows
+from core.data.preprocess import Preprocess
+from core.data.sources import bundled
+from core.data.sources.columns import read_records
+from core.data.sources.files import bundled_name, find, relative_name, sha256_named, sha256_of, unknown_extension
+from core.data.spec import Spec
+from core.data.split import NAMES, split_documents
+from core.data.tokenizer import Tokenizer, make_tokenizer
+from core.errors import DataError
+
+Documents = list[tuple[str, str]]  # (name, text)
+
+
+def load_text(config: Text, seed: int) -> Data:
+    """Reads, splits, learns the tokenizer on the training split, encodes. DataError if a split is too short."""
+    documents = _read(config)
+    parts = split_documents([text for _, text in documents], config.split, seed)
+    tokenizer = make_tokenizer(config.tokenizer, parts["train"])
+    preprocess = Preprocess(Spec("text", (config.context,), tokenizer.size, "token"), tokenizer)
+    train = _windows(config, tokenizer, parts["train"])
+    held_out = {name: _held_out(config, tokenizer, name, parts[name]) for name in NAMES if name != "train"}
+    change = Augmentation(token_drop=config.token_drop, tokens=train.tokens if config.token_drop else None)
+    return Data(preprocess, _fingerprint(documents), {"train": train, **held_out}, seed, change)
+
+
+def open_text(preprocess: Preprocess, config: Text) -> Data:
+    """The whole of another text as the split `test`, for a model whose tokenizer and context it must share."""
+    tokenizer, context = preprocess.tokenizer, preprocess.spec.shape[0]
+    if config.tokenizer != tokenizer.config:
+        raise DataError(
+            f"data.tokenizer: {config.tokenizer} does not match this model, which was trained with {tokenizer.config}"
+        )
+    if config.context != context:
+        raise DataError(f"data.context: {config.context} does not match this model, which was trained with {context}")
+    documents = _read(config)
+    examples = _held_out(config, tokenizer, "test", [text for _, text in documents])
+    return Data(preprocess, _fingerprint(documents), {"test": examples})
+
+
+def _windows(config: Text, tokenizer: Tokenizer, documents: list[str]) -> Windows:
+    tokens = tokenizer.encode_documents(documents)
+    if len(tokens) <= config.context:
+        raise DataError(
+            f"{config.path}: the training text is {len(tokens)} tokens, less than one window of {config.context + 1}; "
+            "give more text, or lower data.context"
+        )
+    return Windows(tokens, config.context)
+
+
+def _held_out(config: Text, tokenizer: Tokenizer, split: str, documents: list[str]) -> Stacked:
+    tokens = tokenizer.encode_documents(documents)
+    wanted = documents or getattr(config.split, split) > 0
+    if wanted and len(tokens) < 2:
+        raise DataError(
+            f"{config.path}: the text is too short for a {split} split; give more text, or set data.split.{split}=0"
+        )
+    return fixed_windows(tokens, config.context)
+
+
+def _fingerprint(documents: Documents) -> str:
+    return sha256_named((name, sha256_of(text.encode("utf-8", errors="replace"))) for name, text in documents)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read(config: Text) -> Documents:
+    """The documents that are not blank, up to limit_bytes of UTF-8."""
+    name = bundled_name(config.path, bundled.TEXTS)
+    source = bundled.read_text(name) if name else _documents(find(config.path))
+    documents = list(_limited(source, config.limit_bytes))
+    if not documents:
+        raise DataError(f"{config.path}: holds no text")
+    return documents
+
+
+def _documents(path: Path) -> Iterator[tuple[str, str]]:
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            raise DataError(f"{path}: the folder holds no .txt file")
+        for file in files:
+            yield relative_name(file, path), _text_of(file)
+    elif path.suffix.lower() == ".txt":
+        yield path.name, _text_of(path)
+    elif path.suffix.lower() == ".jsonl":
+        for line, record in read_records(path):
+            if not isinstance(record.get("text"), str):
+                raise DataError(f"{path}: line {line}: the key 'text' is missing or not a text")
+            yield f"{path.name}:{line}", record["text"]
+    else:
+        raise unknown_extension(path, ("a folder of .txt", ".txt", ".jsonl"))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _limited(documents: Iterable[tuple[str, str]], limit: int | None) -> Iterator[tuple[str, str]]:
+    left = limit
+    for name, text in documents:
+        if not text.strip():
+            continue
+        if left is None:
+            yield name, text
+            continue
+        content = text.encode("utf-8", errors="replace")[:left]
+        left -= len(content)
+        # the cut may fall inside a character, which is then left out
+        yield name, content.decode("utf-8", errors="ignore")
+        if left <= 0:
+            return

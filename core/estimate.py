@@ -1,0 +1,208 @@
+"""What a step costs before it is run: parameters, FLOPs and memory, counted on tensors without numbers.
+
+FLOPs are those of matrix products and convolutions, 2 per multiply-add. The backward pass counts as 2 forward passes
+(one for the inputs' gradients, one for the weights'), the usual rule for MFU (arXiv 2204.02311, appendix B).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.task import Batch
+
+if TYPE_CHECKING:  # only names: an estimate needs neither the data room nor the zoo
+    from core.data.spec import Spec
+    from core.optim import OptimizerConfig
+    from core.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of one optimizer step of one process. `activations_bytes` is what the forward pass of one micro-batch keeps
+    for the backward pass, without compilation or scratch space of kernels."""
+
+    parameters: int
+    trainable: int
+    flops: float
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """The sum of the four, a lower bound of the peak."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+
+
+def estimate(recipe: "Recipe", spec: "Spec") -> Estimate:
+    """The costs of a recipe's step on one worker."""
+    train = recipe.train
+    micro = -(-train.batch_size // train.accumulate)
+    task = recipe.build(spec)
+    return estimate_task(task, example_batch(spec, micro), recipe.optimizer, train.batch_size, train.precision)
+
+
+def step_flops(recipe: "Recipe", spec: "Spec") -> float:
+    """FLOPs of one optimizer step over the whole global batch: 3 forward passes."""
+    forward, _ = _forward_costs(recipe.build(spec), example_batch(spec, 2), torch.float32)  # BatchNorm refuses 1 row
+    return 3.0 * forward * recipe.train.batch_size / 2
+
+
+def estimate_task(
+    task: nn.Module, batch: Batch, optimizer: "OptimizerConfig", batch_size: int, precision: str = "fp32"
+) -> Estimate:
+    """The costs of a task (batch -> losses, weights) whose micro-batches have the size of `batch` (any device).
+
+    Under bf16 and fp16 the activations count 2 bytes each: autocast keeps a few of them, such as losses, in fp32.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    forward, activations = _forward_costs(task, batch, dtype)
+    parameters = list(task.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    buffers_bytes = sum(_size(b) for b in task.buffers())
+    return Estimate(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in trained),
+        flops=3.0 * forward * batch_size / len(batch["inputs"]),
+        weights_bytes=sum(_size(p) for p in parameters) + buffers_bytes,
+        gradients_bytes=sum(_size(p) for p in trained),
+        optimizer_bytes=_optimizer_bytes(task, optimizer),
+        activations_bytes=activations,
+    )
+
+
+def example_batch(spec: "Spec", size: int) -> Batch:
+    """A batch of the right shapes on the meta device: no numbers, no memory."""
+    kind = torch.int64 if spec.kind == "text" else torch.float32
+    inputs = torch.empty(size, *spec.shape, dtype=kind, device="meta")
+    if spec.target == "real":
+        targets = torch.empty(size, spec.outputs, device="meta")
+    else:
+        targets = torch.empty(size, *(spec.shape if spec.target == "token" else ()), dtype=torch.int64, device="meta")
+    weight, key = torch.empty(size, device="meta"), torch.empty(size, dtype=torch.int64, device="meta")
+    return {"inputs": inputs, "targets": targets, "weight": weight, "key": key}
+
+
+def _forward_costs(task: nn.Module, batch: Batch, dtype: torch.dtype) -> tuple[int, int]:
+    """(FLOPs, bytes kept for the backward pass) of one forward pass in training.
+
+    Two passes: on meta tensors everything falls apart into products, which count FLOPs right; on fake CPU tensors
+    attention and recurrence stay fused, which keep what they really keep: no [T, T] matrix for each head.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # views share one
+        kept.setdefault(storage._cdata, storage)
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        _forward(task, *_shadow(task, batch, dtype, "meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights, inputs = _shadow(task, batch, dtype, "cpu")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            _forward(task, weights, inputs)
+        given = {t.untyped_storage()._cdata for t in [*weights.values(), *inputs.values()]}
+        activations = sum(storage.nbytes() for key, storage in kept.items() if key not in given)
+    return counter.get_total_flops(), activations
+
+
+def _shadow(task: nn.Module, batch: Batch, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], Batch]:
+    """Parameters with buffers, and batch: their shapes without their numbers, floats as `dtype`."""
+
+    def shadow(t: Tensor) -> Tensor:
+        kind = dtype if t.is_floating_point() else t.dtype
+        return torch.empty(t.shape, dtype=kind, device=device, requires_grad=t.requires_grad)
+
+    weights = {name: shadow(t) for name, t in [*task.named_parameters(), *task.named_buffers()]}
+    return weights, {name: shadow(t) for name, t in batch.items()}
+
+
+def _forward(task: nn.Module, weights: dict[str, Tensor], inputs: Batch) -> None:
+    with _training(task):
+        torch.func.functional_call(task, weights, (inputs,), tie_weights=True)
+
+
+@contextmanager
+def _training(task: nn.Module) -> Iterator[None]:
+    was_training = task.training
+    task.train()
+    try:
+        yield
+    finally:
+        task.train(was_training)
+
+
+def _optimizer_bytes(task: nn.Module, optimizer: "OptimizerConfig") -> int:
+    """The state that one step leaves, taken from a step on the meta device."""
+    named = [
+        (n, nn.Parameter(torch.empty_like(p, device="meta"))) for n, p in task.named_parameters() if p.requires_grad
+    ]
+    for _, parameter in named:
+        parameter.grad = torch.empty_like(parameter)
+    built = optimizer.build(named)
+    built.step()
+    entries: list[Any] = [value for state in built.state.values() for value in state.values()]
+    return sum(_size(value) for value in entries if isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+# Peak dense TFLOP/s of a GPU: (bf16 and fp16 with fp32 accumulation, tf32, fp32), by a part of the name that CUDA
+# reports; the first that fits counts. From NVIDIA's data sheets and architecture white papers, whose tensor core
+# numbers "with sparsity" are halved here.
+_PEAK_TFLOPS: tuple[tuple[str, tuple[float, float, float]], ...] = (
+    ("GB200", (2500.0, 1250.0, 80.0)),  # GB200 NVL72 data sheet, one GPU
+    ("B200", (2250.0, 1125.0, 75.0)),  # HGX B200 data sheet, one of 8 GPUs
+    ("H200 NVL", (835.5, 417.5, 60.0)),  # H200 data sheet
+    ("H200", (989.5, 494.5, 67.0)),  # H200 data sheet, SXM
+    ("GH200", (989.5, 494.5, 67.0)),  # GH200 data sheet
+    ("H100 NVL", (835.5, 417.5, 60.0)),  # H100 data sheet
+    ("H100 PCIe", (756.5, 378.0, 51.0)),  # H100 data sheet
+    ("H100", (989.5, 494.5, 67.0)),  # H100 data sheet, SXM
+    ("A100", (312.0, 156.0, 19.5)),  # A100 data sheet
+    ("A10G", (70.0, 35.0, 31.2)),  # A10G data sheet
+    ("A10", (125.0, 62.5, 31.2)),  # A10 data sheet
+    ("A40", (149.7, 74.8, 37.4)),  # A40 data sheet
+    ("RTX A6000", (154.8, 77.4, 38.7)),  # GA102 white paper, appendix
+    ("L40S", (362.0, 183.0, 91.6)),  # L40S data sheet
+    ("L40", (181.0, 90.5, 90.5)),  # L40 data sheet
+    ("L4", (121.0, 60.0, 30.3)),  # L4 data sheet
+    ("RTX 5090", (209.5, 104.8, 104.8)),  # RTX Blackwell white paper, appendix
+    ("RTX 4090", (165.2, 82.6, 82.6)),  # Ada white paper, appendix
+    ("RTX 3090", (71.0, 35.6, 35.6)),  # GA102 white paper, appendix
+)
+_OTHER_CHIPS = {"Laptop", "D", "Ti", "MIG"}  # words that make a name that of another chip, or of a part of one
+
+
+def peak_flops(device: torch.device, precision: str = "fp32") -> float | None:
+    """The peak FLOP/s of this device at fp32, bf16 or fp16; None for a CPU and for GPUs that are not in the table.
+
+    fp32 means TF32 where `torch.set_float32_matmul_precision` allows it.
+    """
+    if device.type != "cuda":
+        return None
+    if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
+        precision = "tf32"
+    return peak_of(torch.cuda.get_device_name(device), precision)
+
+
+def peak_of(name: str, precision: str) -> float | None:
+    """The peak FLOP/s of a GPU by the name that CUDA gives it, at fp32, tf32, bf16 or fp16."""
+    words = f" {name} "
+    if _OTHER_CHIPS & set(name.split()):
+        return None
+    column = {"bf16": 0, "fp16": 0, "tf32": 1, "fp32": 2}[precision]
+    for part, tflops in _PEAK_TFLOPS:
+        if any(f" {part}{end}" in words for end in (" ", "-")):
+            return tflops[column] * 1e12
+    return None

@@ -1,0 +1,144 @@
+"""A recipe says what to learn; a run says where and how, and holds a recipe. Containment, never inheritance."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from core.data import DataConfig, Image, Spec, Table, Text
+from core.errors import ConfigError
+from core.models import ModelConfig
+from core.models.layers import Dropout
+from core.objectives import Classification, Language, ObjectiveConfig
+from core.optim import AdamW, Constant, OptimizerConfig, ScheduleConfig
+from core.randomness import seed_of
+from core.task import Task
+
+
+@dataclass(frozen=True)
+class Training:
+    """The numbers of training. Counts are optimizer steps; `batch_size` is the global batch over all workers.
+
+    `accumulate` micro-batches make one step with the same result as one large batch. `clip` bounds the global gradient
+    norm. `patience` stops after that many evaluations without a better `metric`; `keep` says which weights become the
+    model. 0 for an `..._every` means: only at the end.
+    """
+
+    steps: int = 600
+    batch_size: int = 64
+    accumulate: int = 1
+    clip: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool | Literal["auto"] = "auto"
+    log_every: int = 10
+    evaluate_every: int = 0
+    evaluate_batch: int = 256
+    checkpoint_every: int = 0
+    keep_last: int = 2
+    metric: str = "loss"
+    patience: int | None = None
+    keep: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_batch", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (only at the end) or more, got {getattr(self, name)}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate must not exceed batch_size ({self.batch_size}), got {self.accumulate}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}; null turns clipping off")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}; null turns early stopping off")
+        if (self.patience is not None or self.keep == "best") and not self.evaluate_every:
+            raise ValueError("evaluate_every must be set when patience or keep: best is")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to learn: data, model, objective, optimizer and the training numbers. `seed` addresses every random draw.
+
+    `objective` null follows the data: language for text, else classification. `freeze` holds patterns of parameter
+    names that do not train, such as `blocks.0.*`.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    name: str = "run"
+    seed: int = 0
+    objective: ObjectiveConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=AdamW)
+    schedule: ScheduleConfig = field(default_factory=Constant)
+    train: Training = field(default_factory=Training)
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        wanted = (
+            "token"
+            if isinstance(self.data, Text)
+            else ("class", "real")
+            if isinstance(self.data, Table | Image)
+            else ""
+        )
+        if self.goal.target not in wanted:
+            raise ConfigError(f"objective.kind: {self.goal.kind} does not go with data.kind: {self.data.kind}")
+
+    @property
+    def goal(self) -> ObjectiveConfig:
+        """The objective, spelled out."""
+        return self.objective or (Language() if isinstance(self.data, Text) else Classification())
+
+    def build(self, spec: Spec) -> Task:
+        """A fresh Task on the CPU; its weights depend on `seed`, model and spec alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, "weights"))
+            task = Task(self.model.build(spec), self.goal)
+        dropouts = [module for module in task.modules() if isinstance(module, Dropout)]
+        for salt, module in enumerate(dropouts):
+            module.salt = salt
+        return task
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """A worker count that may change while the run goes on, with the same numbers."""
+
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.max:
+            raise ValueError(f"min must be at least 1 and at most max, got min {self.min} and max {self.max}")
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """Where and how one recipe is trained. In a file the recipe's keys and these stand side by side.
+
+    `workers` 0 trains in this process, N on N Ray workers with the same numbers, `{min, max}` elastically. A worker
+    whose processor share is below one shares a processor with others.
+    `resume` true goes on in `run_dir`; a run's name or path goes on there. `init` starts from another run's weights.
+    """
+
+    recipe: Recipe
+    workers: int | Elastic = 0
+    cpus_per_worker: float = 1.0
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    address: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: str | None = None
+    resume: bool | str = False
+    init: str | None = None
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, int) and self.workers < 0:
+            raise ValueError(f"workers must be 0 (this process) or more, got {self.workers}")
+        if not self.cpus_per_worker > 0:
+            raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker}")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures must be 0 or more, got {self.max_failures}")
+        if self.resume is True and self.run_dir is None:
+            raise ValueError("resume true goes on in run_dir, which is not set; name it, or write resume=RUN")

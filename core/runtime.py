@@ -1,0 +1,110 @@
+"""Where a training step runs: device, rank and world size, and how ranks add up.
+
+`LOCAL` is one process on its own. Several ranks share one `torch.distributed` group, whoever started it.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from core.errors import ResourceError
+from core.task import Task
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """rank of world processes; `report` takes each record on rank 0; `should_stop` is asked between steps on rank 0."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    report: Callable[[Record], None] = lambda record: None
+    should_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def is_alone_on_cpu(self) -> bool:
+        """Reading a tensor's value neither waits for a device nor has to agree with other ranks."""
+        return self.world == 1 and self.device.type == "cpu"
+
+    def wrap(self, task: Task, compile: bool | Literal["auto"] = "auto") -> nn.Module:
+        """The task as this runtime trains it: as it is, compiled, in DDP, or sharded by FSDP2."""
+        if compile is True or (compile == "auto" and self.device.type == "cuda"):
+            task.compile()
+        if self.world == 1:
+            return task
+        if self.strategy == "fsdp":
+            return _shard(task, self)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(task, device_ids=devices, gradient_as_bucket_view=True)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def from_rank_0(self, tensor: Tensor) -> Tensor:
+        """Rank 0's content of a tensor, on every rank, in place."""
+        if self.world > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def merge(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sum of a dict of tensors of one dtype over all ranks, in one message."""
+        if self.world == 1:
+            return state
+        flat = self.total(torch.cat([t.flatten() for t in state.values()]))
+        pieces = flat.split([t.numel() for t in state.values()])
+        return {name: piece.view(t.shape) for (name, t), piece in zip(state.items(), pieces, strict=True)}
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true on any rank."""
+        if self.world == 1:
+            return flag
+        return bool(self.total(torch.tensor(float(flag), device=self.device)).item())
+
+    def synchronize(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The region of a micro-batch; gradients cross the network only with the last one of a step."""
+        if self.world > 1 and isinstance(model, nn.parallel.DistributedDataParallel) and not last:
+            return model.no_sync()
+        if self.world > 1 and self.strategy == "fsdp":
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _shard(task: Task, runtime: Runtime) -> nn.Module:
+    """FSDP2: each block of a stack is a unit of its own, the rest one more."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(runtime.device.type, (runtime.world,))
+    for module in list(task.modules()):
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                fully_shard(block, mesh=mesh)
+    return fully_shard(task, mesh=mesh)
+
+
+def choose_device(name: str, rank: int = 0) -> torch.device:
+    """`auto` takes CUDA where there is one. Raises ResourceError if CUDA is asked for and absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("device: cuda is not available to this torch; use device=cpu, or see `hanse doctor`")
+    return torch.device("cuda", rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+
+
+LOCAL = Runtime()

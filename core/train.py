@@ -1,0 +1,190 @@
+"""The one supervised loop and the one step: a laptop, a Ray worker, a search trial and a federated client all run `fit`.
+
+The loss of a step is sum(losses) / sum(weights) over the global batch, that is over all ranks and micro-batches, so how
+a batch is split changes nothing. A step is a pure function of weights, optimizer state and its number: resuming is exact.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from core import health
+from core.checkpoint import Checkpointer
+from core.data import Shard
+from core.errors import ConfigError
+from core.learner import Learner, Progress, capture, resume, start
+from core.meter import Meter
+from core.metrics import Metrics, State
+from core.optim import set_lr
+from core.precision import FULL, Precision
+from core.recipe import Recipe, Training
+from core.runtime import LOCAL, Runtime
+from core.task import Batch, Task
+
+Ended = Literal["done", "early", "stopped"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The trained task (its last weights) and how the loop ended: done, early (patience) or stopped (asked to)."""
+
+    task: Task
+    progress: Progress
+    ended: Ended
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """loss: of the global batch if measured, else this rank's share of it; norm: of the gradient, before clipping."""
+
+    loss: Tensor
+    norm: Tensor | None
+
+
+def fit(
+    recipe: Recipe,
+    shard: Shard,
+    weights: dict[str, Tensor] | None = None,
+    runtime: Runtime = LOCAL,
+    checkpoints: Checkpointer | None = None,
+) -> Result:
+    """Trains on this rank's shard, from `weights` (or fresh ones), or on from the newest checkpoint if there is one.
+
+    Only rank 0 is given `checkpoints`. Raises WorkerError when the loss stops being finite; no checkpoint holds such
+    a state.
+    """
+    train, began = recipe.train, time.perf_counter()
+    learner = start(recipe, shard.spec, weights, runtime)
+    progress = learner.progress
+    saves = runtime.any(checkpoints is not None)
+    if saves:
+        resume(learner, checkpoints, runtime)
+    if runtime.rank == 0:
+        runtime.report({"event": "started", "step": progress.step})
+    meter, ended = Meter(recipe, shard.spec, runtime, progress.step), _ended(progress, train)
+    for step, batch in shard.batches(train, progress.step, noise=learner.is_noisy):
+        if ended:
+            break
+        log = step == 0 or due(step + 1, train.log_every, train.steps)
+        outcome = train_step(learner, _move(batch, runtime.device), recipe, runtime, measure=log)
+        if log:
+            meter.report(outcome.loss, outcome.norm, learner)
+        best = due(progress.step, train.evaluate_every, train.steps) and _judge(learner, shard, recipe, runtime)
+        asked = (log or runtime.world == 1) and runtime.any(runtime.should_stop())
+        ended = _ended(progress, train) or ("stopped" if asked else None)
+        if saves and (best or ended or due(progress.step, train.checkpoint_every, train.steps)):
+            snapshot = capture(learner)
+            if checkpoints:
+                checkpoints.save(snapshot, best=best)
+    return Result(learner.task, progress, ended or "done", time.perf_counter() - began)
+
+
+def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime = LOCAL, measure: bool = False) -> Step:
+    """One optimizer step on this rank's rows of the global batch.
+
+    `measure` makes the loss global and takes the gradient's norm. The weights do not move if the loss or, where it is
+    taken, the norm is not finite: that raises WorkerError, on all ranks alike.
+    """
+    train, precision, optimizer = recipe.train, learner.precision, learner.optimizer
+    set_lr(optimizer, recipe.schedule.factor(learner.progress.step, train.steps))
+    optimizer.zero_grad(set_to_none=True)
+    micros = split(batch, train.accumulate)
+    total = runtime.total(torch.stack([(recipe.goal.weights(m) * m["weight"]).sum() for m in micros]).sum())
+    factor, loss = runtime.world / total, total.new_zeros(())
+    for i, micro in enumerate(micros):
+        with runtime.synchronize(learner.model, i + 1 == len(micros)):
+            with precision.autocast():
+                losses, _ = learner.model(micro)
+            share = (losses * micro["weight"]).sum() * factor  # ranks average their gradients, hence times world
+            precision.scale(share).backward()
+        loss += share.detach()
+    if measure:
+        loss = runtime.total(loss) / runtime.world
+    norm = _clip(learner, train.clip, measure)
+    if measure or runtime.is_alone_on_cpu:  # elsewhere looking at every loss would stall the device
+        health.require_finite(learner, batch, loss, norm)
+    precision.step(optimizer)
+    learner.progress.step += 1
+    return Step(loss, norm)
+
+
+def _clip(learner: Learner, clip: float | None, measure: bool) -> Tensor | None:
+    if clip is None and not measure:
+        return None
+    learner.precision.unscale(learner.optimizer)
+    gradients = [p.grad for p in learner.trainable if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if clip is not None:
+        nn.utils.clip_grads_with_norm_(learner.trainable, clip, norm)
+    return norm
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task, batches: Iterable[Batch], metrics: Metrics, runtime: Runtime = LOCAL, precision: Precision = FULL
+) -> State:
+    """The metric state over all ranks' held-out batches; `metrics.compute(state)` reads it."""
+    was_training = task.training
+    task.eval()
+    state = metrics.zero(runtime.device)
+    for batch in batches:
+        moved = _move(batch, runtime.device)
+        with precision.autocast():
+            losses, weights, outputs = task(moved, outputs=True)
+        metrics.add(state, outputs, moved, losses, weights)
+    task.train(was_training)
+    return runtime.merge(state)
+
+
+def metrics_of(recipe: Recipe, shard: Shard) -> Metrics:
+    """What is measured on held-out data for this recipe's objective."""
+    goal, spec = recipe.goal, shard.spec
+    smoothed = getattr(goal, "label_smoothing", 0.0) > 0
+    return Metrics.of(goal.target, spec.outputs, spec.classes, shard.bytes_per_token, smoothed)
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something happens after `step` finished steps: every so many (0: never), and after the last."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Micro-batches: the rows in order, in `parts` parts of sizes as equal as they can be, none empty."""
+    if parts == 1:
+        return [batch]
+    pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
+    micros = [{name: pieces[name][i] for name in batch} for i in range(parts)]
+    return [micro for micro in micros if len(micro["weight"])]
+
+
+def _move(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _judge(learner: Learner, shard: Shard, recipe: Recipe, runtime: Runtime) -> bool:
+    """Evaluates on the validation split and reports it; whether it is the best so far."""
+    metrics = metrics_of(recipe, shard)
+    batches = shard.held_out("validation", recipe.train.evaluate_batch)
+    values = metrics.compute(evaluate(learner.task, batches, metrics, runtime, learner.precision))
+    name = recipe.train.metric
+    if name not in values:
+        raise ConfigError(f"train.metric: '{name}' is not measured here; choose one of {', '.join(values)}")
+    if runtime.rank == 0:
+        runtime.report({"step": learner.progress.step, "split": "validation", **values})
+    return learner.progress.judge(values[name], name)
+
+
+def _ended(progress: Progress, train: Training) -> Ended | None:
+    if progress.step >= train.steps:
+        return "done"
+    return "early" if train.patience is not None and progress.bad_evaluations >= train.patience else None

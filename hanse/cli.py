@@ -1,0 +1,268 @@
+"""The `hanse` command: one word for what to do, a file, and key=value words that change it.
+
+Every verb imports its room only when it is called, so that help and the list of runs come at once.
+"""
+
+import difflib
+import errno
+import sys
+import traceback
+from typing import Annotated, Any
+
+import click
+import typer
+
+from core.errors import HanseError, ResourceError
+from hanse.console import Console
+from hanse.interrupt import INTERRUPTED
+
+DEFECT, USAGE = 1, 2
+# What the system says when the machine cannot, and what a user can do about it.
+MACHINE = {
+    errno.ENOSPC: "free some space, or set HANSE_RUNS to another disk",
+    errno.EDQUOT: "free some space, or set HANSE_RUNS to another disk",
+    errno.EFBIG: "a limit on file sizes is set for this process or file system; see `ulimit -f`",
+    errno.EROFS: "set HANSE_RUNS or run_dir to a place that can be written",
+    errno.EACCES: "set HANSE_RUNS or run_dir to a place that you may write",
+    errno.ENOMEM: "use a smaller train.batch_size, or a larger train.accumulate",
+    errno.EMFILE: "raise the limit on open files; see `ulimit -n`",
+}
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and the last lines only.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", hidden=True)]
+File = Annotated[str, typer.Argument(metavar="FILE", hidden=True)]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", hidden=True)]
+
+
+class Verbs(typer.core.TyperGroup):
+    """Commands in the order they are written, and a hint where one is misspelled."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(self.list_commands(ctx))}"
+            raise click.UsageError(f"{ctx.command_path} {name}: no such command; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def _typer(description: str) -> typer.Typer:
+    return typer.Typer(
+        cls=Verbs,
+        help=description,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _typer("Train models where the data and the machines are.\n\nhanse VERB FILE key=value ...")
+runs = _typer("The runs kept here: list, show, compare, remove.")
+config = _typer("Config files: schema, show, validate.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"hanse {version('hanse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _hanse(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")] = False) -> None:
+    pass
+
+
+@app.command()
+def train(
+    file: File,
+    words: Words = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the resolved config and what it costs.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train a model here, on Ray, or on a cluster.
+
+    \b
+    hanse train configs/train/digits.yaml                      in this process
+    hanse train configs/train/digits.yaml train.steps=100      with another value
+    hanse train configs/train/digits.yaml workers=2            on two Ray workers
+    hanse train configs/train/digits.yaml resume=RUN           where RUN was stopped
+    hanse train configs/train/digits.yaml init=RUN             from the weights of RUN
+    """
+    from hanse.commands import train as command
+
+    with Console.choose(json, quiet) as console:
+        if dry_run:
+            return command.dry_run(file, words or [], console)
+        return command.run(file, words or [], console)
+
+
+@app.command()
+def evaluate(model: Model, words: Words = None, json: Json = False, quiet: Quiet = False) -> int:
+    """Score a model on held-out data, or on other data.
+
+    \b
+    MODEL is a run (its name, an unmistakable part of it, or `latest`) or a directory.
+    hanse evaluate latest                                      on the test split
+    hanse evaluate latest data.path=FILE                       on all of FILE
+    """
+    from hanse.commands import evaluate as command
+
+    with Console.choose(json, quiet) as console:
+        return command.run(model, words or [], console)
+
+
+@app.command()
+def predict(model: Model, words: Words = None, json: Json = False, quiet: Quiet = False) -> int:
+    """Predict every row of a file.
+
+    \b
+    MODEL is a run (its name, an unmistakable part of it, or `latest`) or a directory.
+    hanse predict latest data.path=FILE                        onto the screen
+    hanse predict latest data.path=FILE out=answers.csv        into a csv or jsonl file
+    """
+    from hanse.commands import predict as command
+
+    with Console.choose(json, quiet) as console:
+        return command.run(model, words or [], console)
+
+
+@app.command()
+def generate(model: Model, words: Words = None, json: Json = False, quiet: Quiet = False) -> int:
+    """Continue a text with a language model.
+
+    \b
+    MODEL is a run (its name, an unmistakable part of it, or `latest`) or a directory.
+    hanse generate latest prompt="The "                        also: max_new_tokens=
+    temperature= (0: the likeliest) top_k= top_p= repetition_penalty= beams= seed= stop=
+    """
+    from hanse.commands import generate as command
+
+    with Console.choose(json, quiet) as console:
+        return command.run(model, words or [], console)
+
+
+@app.command()
+def demo(json: Json = False, quiet: Quiet = False) -> int:
+    """Learn digits here, then on two Ray workers, and compare."""
+    from hanse.commands import demo as command
+
+    return command.run(json, quiet)
+
+
+@app.command()
+def doctor(json: Json = False) -> int:
+    """Check this machine: what works, what is in the way."""
+    from hanse.commands.doctor import doctor as command
+
+    return command(json)
+
+
+@runs.command("list")
+def runs_list(json: Json = False, quiet: Quiet = False) -> int:
+    """All runs, the newest first."""
+    from hanse.commands import runs as command
+
+    with Console.choose(json, quiet) as console:
+        return command.table(console)
+
+
+@runs.command("show")
+def runs_show(run: Annotated[str, typer.Argument(metavar="RUN", hidden=True)], json: Json = False, quiet: Quiet = False) -> int:
+    """One run: how it ended, its numbers, where its files are."""
+    from hanse.commands import runs as command
+
+    with Console.choose(json, quiet) as console:
+        return command.show(run, console)
+
+
+@runs.command("compare")
+def runs_compare(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
+    """Runs side by side: where their configs differ, and their numbers."""
+    from hanse.commands import runs as command
+
+    with Console.choose(json, quiet) as console:
+        return command.compare(run, console)
+
+
+@runs.command("remove")
+def runs_remove(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
+    """Remove runs from the disk, for good. Each is named by its full name or path."""
+    from hanse.commands import runs as command
+
+    with Console.choose(json, quiet) as console:
+        return command.remove(run, console)
+
+
+@config.command("schema")
+def config_schema(kind: Annotated[str, typer.Argument(metavar="[train]", hidden=True)] = "train") -> int:
+    """JSON Schema of a config file, for editors."""
+    from hanse.commands import config as command
+
+    return command.schema(kind, typer.echo)
+
+
+@config.command("show")
+def config_show(file: File, words: Words = None, json: Json = False) -> int:
+    """What a config file comes to, with all defaults."""
+    from hanse.commands import config as command
+
+    with Console.choose(json) as console:
+        return command.show(file, words or [], console)
+
+
+@config.command("validate")
+def config_validate(files: Annotated[list[str], typer.Argument(metavar="FILE...", hidden=True)], json: Json = False) -> int:
+    """Check config files; the exit code is 2 if one is wrong."""
+    from hanse.commands import config as command
+
+    with Console.choose(json) as console:
+        return command.validate(files, console)
+
+
+app.add_typer(runs, name="runs")
+app.add_typer(config, name="config")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 2 config, 3 data, 4 resources, 5 a worker failed, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return int(app(words, prog_name="hanse", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        return USAGE
+    except click.ClickException as error:
+        return _say(error.format_message().rstrip("."), USAGE, words)
+    except HanseError as error:
+        return _say(str(error), error.exit_code, words)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED, words)
+    except BrokenPipeError:  # `hanse runs list | head` has read enough
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    except OSError as error:
+        if error.errno not in MACHINE:
+            return _defect(error, words)
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror}; {MACHINE[error.errno]}", ResourceError.exit_code, words)
+    except Exception as error:  # noqa: BLE001 - whatever else comes up is ours to mend
+        return _defect(error, words)
+
+
+def _say(message: str, exit_code: int, words: list[str]) -> int:
+    message = message.removeprefix("hanse ")
+    Console.choose(json="--json" in words, quiet=True).error(message, exit_code)
+    return exit_code
+
+
+def _defect(error: Exception, words: list[str]) -> int:
+    traceback.print_exception(error)
+    said = f"{type(error).__name__}: {error}"
+    return _say(f"{said}; this is a defect in Hanse, please report the lines above", DEFECT, words)

@@ -1,0 +1,46 @@
+"""`hanse config schema|show|validate`: what can stand in a config file, and what one comes to."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from core.config import dump_run, parse_run, read, read_overrides, schema as schema_of, to_yaml
+from core.errors import ConfigError, HanseError
+from core.recipe import TrainRun
+from hanse.console import Console, JsonConsole
+from hanse.launch import parse_train
+
+KINDS: Mapping[str, type] = {"train": TrainRun}
+
+
+def schema(kind: str, write: Callable[[str], None]) -> int:
+    """JSON Schema; in a file of yours: `# yaml-language-server: $schema=train.schema.json` in the first line."""
+    if kind not in KINDS:
+        raise ConfigError(f"config schema: there is no kind of run '{kind}'; one of {', '.join(KINDS)}")
+    write(json.dumps(schema_of(KINDS[kind]), indent=2))
+    return 0
+
+
+def show(file: str, words: Sequence[str], console: Console) -> int:
+    """The resolved config: the file, the overrides, and every default. On a pipe it is YAML and nothing else."""
+    run = parse_train(file, read_overrides(words))
+    if isinstance(console, JsonConsole):
+        console.end(None, {"config": dump_run(run)})
+    else:
+        console.say(to_yaml(dump_run(run)).rstrip())
+    return 0
+
+
+def validate(files: Sequence[str], console: Console) -> int:
+    """Looks at every file, also after a wrong one; exit code 2 if one is wrong."""
+    wrong = 0
+    for file in files:
+        try:
+            run = parse_train(file, {})
+        except HanseError as error:
+            wrong += 1
+            console.event("warning", message=str(error) if file in str(error) else f"{file}: {error}", file=file)
+        else:
+            recipe = run.recipe
+            console.event("valid", message=file, model=recipe.model.kind, data=recipe.data.path, steps=recipe.train.steps)
+    console.end(None, {"valid": len(files) - wrong, "wrong": wrong}, [f"hanse train {files[0]}"] if not wrong else [])
+    return ConfigError.exit_code if wrong else 0

@@ -1,0 +1,79 @@
+"""`hanse demo`: the main job on real data. One recipe, here and on two Ray workers, and the weights side by side."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.artifact import read_weights
+from core.errors import DataError, WorkerError
+from core.execute import Summary
+from hanse import launch
+from hanse.commands.train import headline, reference
+from hanse.console import Console
+from hanse.format import number
+from hanse.interrupt import INTERRUPTED
+
+CONFIG = Path("configs/train/digits.yaml")
+WORKERS = 2
+SAME = 1e-5  # largest difference, relative to the largest weight of its tensor: rounding in fp32, not another result
+
+
+def run(json: bool, quiet: bool) -> int:
+    """Exit code 0 only if both runs end well and their weights are the same."""
+    file = _config_file()
+    results: dict[str, tuple[Path, Summary, float]] = {}
+    for place, workers in (("in this process", 0), (f"on {WORKERS} Ray workers", WORKERS)):
+        train = launch.parse_train(file, {"workers": workers, **_share_of_processors(workers)})
+        with Console.choose(json, quiet) as console:
+            console.header(f"hanse train {file} workers={workers}", {"digits": f"8x8 images of them, learned {place}"})
+            began = time.perf_counter()
+            path, summary = launch.train(train, console)
+            if summary["ended"] == "stopped":
+                console.end(path, {"stopped after step": summary["steps"]}, ["hanse demo"])
+                return INTERRUPTED
+            results[place] = (path, summary, time.perf_counter() - began)
+    with Console.choose(json, quiet) as console:
+        _conclude(results, console)
+    return 0
+
+
+def _conclude(results: Mapping[str, tuple[Path, Summary, float]], console: Console) -> None:
+    """The table of both runs, then the verdict. Raises WorkerError if the weights differ."""
+    rows: list[dict[str, object]] = []
+    for place, (path, summary, seconds) in results.items():
+        shown = {f"{summary['split']} {name}": number(value) for name, value in headline(summary).items()}
+        rows.append({"where": place, **shown, "wall": f"{seconds:.1f} s", "run": path.name})
+    (here, summary, _), (there, _, _) = results.values()
+    difference = largest_difference(here / "model", there / "model")
+    console.rows("demo", rows)
+    if difference > SAME:
+        raise WorkerError(f"demo: the weights differ by {difference:.1e} (relative), more than {SAME:g}; see {here} and {there}")
+    found: dict[str, Any] = {summary["split"]: headline(summary), "largest relative difference of a weight": difference}
+    name = reference(here)
+    more = [f"hanse evaluate {name}", f"hanse runs compare {name} {reference(there)}", "hanse train configs/train/gpt.yaml"]
+    console.end(here, found, more)
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    """The largest |a - b| over all weights of two model directories, relative to the largest weight of the tensor."""
+    ours, theirs = read_weights(a), read_weights(b)
+    if ours.keys() != theirs.keys():
+        raise DataError(f"{b}: holds other tensors than {a}")
+    differences = [((ours[n] - theirs[n]).abs().max() / ours[n].abs().max().clamp_min(1e-12)).item() for n in ours]
+    return max(differences)
+
+
+def _share_of_processors(workers: int) -> dict[str, float]:
+    """On a machine with one processor the workers share it."""
+    return {"cpus_per_worker": min(1.0, (os.cpu_count() or 1) / workers)} if workers else {}
+
+
+def _config_file() -> Path:
+    """In the current directory as in a clone; else where this package lies."""
+    beside = Path(__file__).resolve().parents[2] / CONFIG
+    for file in (CONFIG, beside):
+        if file.is_file():
+            return file
+    raise DataError(f"{CONFIG}: not found; run the demo inside a clone of Hanse")

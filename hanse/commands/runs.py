@@ -1,0 +1,155 @@
+"""`hanse runs list|show|compare|remove`: what has been trained here. Standard library only, so that it comes at once."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from core.errors import ConfigError, DataError
+from core.store import Run, find_run, is_run, list_runs, read_run, remove as remove_run, runs_root
+from hanse.console import Console, JsonConsole
+from hanse.format import duration, number, size
+
+HEADLINES = ("accuracy", "r2", "perplexity", "loss")  # the first that a run has is its number in the list
+
+
+def table(console: Console) -> int:
+    """Every run, the newest first."""
+    root = runs_root()
+    found = list_runs(root)
+    if found:
+        console.rows("run", [_row(run) for run in found])
+    count = {"runs": len(found)}
+    console.end(root, count, ["hanse runs show latest"] if found else ["hanse train configs/train/digits.yaml"])
+    return 0
+
+
+def show(reference: str, console: Console) -> int:
+    """One run: its record, its numbers, and what it lies in."""
+    run = find_run(runs_root(), reference)
+    summary, record = run.summary(), run.record
+    if isinstance(console, JsonConsole):
+        console.event("run", record=record, status=run.status, size_bytes=_size(run.path), config=run.config())
+        console.end(run.path, summary)
+        return 0
+    data = record.get("data", {})
+    fields = {
+        "status": run.status,
+        "started": str(record.get("start", "-")).replace("T", " "),
+        "seed": record.get("seed", "-"),
+        "workers": record.get("workers", "-"),
+        "steps": number(summary["steps"]) if summary else _last_step(run),
+        "size": size(_size(run.path)),
+        "data": f"{data.get('path', '-')}  sha256 {str(data.get('sha256', '-'))[:12]}",
+        **({"error": record["error"]} if record.get("error") else {}),
+    }
+    console.header(f"run  {run.id}", fields)
+    if summary:
+        console.rows("metric", [{"split": summary["split"], **{k: number(v) for k, v in summary["metrics"].items()}}])
+    files = [name for name in ("report.html", "config.yaml", "metrics.jsonl", "model") if (run.path / name).exists()]
+    console.say(f"files   {'  '.join(files)}")
+    console.end(run.path, {"status": run.status}, [f"hanse evaluate {run.id}"] if summary else [])
+    return 0
+
+
+def compare(references: Sequence[str], console: Console) -> int:
+    """Where the configs of runs differ, and their metrics, side by side."""
+    if len(references) < 2:
+        raise ConfigError("runs compare: name two runs or more; `hanse runs list` shows them")
+    found = [find_run(runs_root(), reference) for reference in references]
+    configs = [dict(_config_leaves(run)) for run in found]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    differing = [key for key in keys if len({config.get(key, "-") for config in configs}) > 1]
+    metrics = [run.summary().get("metrics", {}) for run in found]
+    names = list(dict.fromkeys(name for metric in metrics for name in metric))
+    rows: list[dict[str, object]] = []
+    for key in differing:
+        rows.append({"what": key, **{_tag(run): c.get(key, "-") for run, c in zip(found, configs, strict=True)}})
+    for name in names:
+        rows.append({"what": name, **{_tag(r): _cell(m.get(name)) for r, m in zip(found, metrics, strict=True)}})
+    if rows:
+        console.rows("difference", rows)
+    said = {"config keys that differ": len(differing), "metrics": len(names)}
+    console.end(runs_root(), said, [f"hanse runs show {found[0].id}"])
+    return 0
+
+
+def remove(references: Sequence[str], console: Console) -> int:
+    """Removes runs. Each must be named by its whole name or its path, so that nothing goes by mistake."""
+    found = [_named(reference) for reference in references]  # all before any: a typo removes nothing
+    freed = 0
+    for run in found:
+        freed += _size(run.path)
+        remove_run(run)
+        console.event("removed", message=str(run.path))
+    console.end(runs_root(), {"runs removed": len(found), "freed": size(freed)}, ["hanse runs list"])
+    return 0
+
+
+def _named(reference: str) -> Run:
+    exact = runs_root() / reference
+    if reference != "latest" and is_run(exact) and not exact.is_symlink():
+        return read_run(exact)
+    if is_run(Path(reference)) and not Path(reference).is_symlink():
+        return read_run(Path(reference))
+    meant = find_run(runs_root(), reference)  # raises if it is nothing at all
+    raise DataError(f"{reference}: removing takes the whole name of a run; did you mean {meant.id}?")
+
+
+def _row(run: Run) -> dict[str, object]:
+    try:
+        summary = run.summary()
+    except DataError:
+        summary = {}
+    metrics = summary.get("metrics", {})
+    name = next((name for name in HEADLINES if name in metrics), None)
+    return {
+        "run": run.id,
+        "status": run.status,
+        "metric": f"{summary['split']} {name} {number(metrics[name])}" if name else "-",
+        "steps": number(summary["steps"]) if summary else _last_step(run),
+        "age": _age(run.record.get("start")),
+        "size": size(_size(run.path)),
+    }
+
+
+def _last_step(run: Run) -> str:
+    try:
+        records = run.metrics()
+    except DataError:
+        return "-"
+    return number(records[-1].get("step", 0)) if records else "-"
+
+
+def _age(start: object) -> str:
+    if not isinstance(start, str):
+        return "-"
+    seconds = (datetime.now().astimezone() - datetime.fromisoformat(start)).total_seconds()
+    return duration(seconds) if seconds < 86400 else f"{seconds / 86400:.0f} days"
+
+
+def _size(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def _tag(run: Run) -> str:
+    return run.id
+
+
+def _cell(value: object) -> str:
+    return number(value) if isinstance(value, int | float) else "-"
+
+
+def _config_leaves(run: Run) -> Iterator[tuple[str, str]]:
+    from core.config import read  # yaml is only needed here
+
+    yield from _leaves(read(run.path / "config.yaml"), "")
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)

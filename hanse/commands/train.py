@@ -1,0 +1,101 @@
+"""`hanse train FILE key=value ...`: one recipe, here or on Ray workers."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.config import dump_run, read_overrides, to_yaml
+from core.recipe import TrainRun
+from core.store import runs_root
+from hanse import launch
+from hanse.console import Console, JsonConsole
+from hanse.format import number, size
+from hanse.interrupt import INTERRUPTED
+
+
+def run(file: str, words: Sequence[str], console: Console) -> int:
+    """Trains, and says how it went and what to type next."""
+    overrides = read_overrides(words)
+    train = launch.parse_train(file, overrides)
+    console.header(f"hanse train  {train.recipe.name}", _header(train))
+    path, summary = launch.train(train, console)
+    if summary["ended"] == "stopped":
+        again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir="))]
+        words_again = " ".join([f"hanse train {file}", *again, f"resume={reference(path)}"])
+        console.end(path, _shown(summary, console), [words_again])
+        return INTERRUPTED
+    console.end(path, _shown(summary, console), next_commands(path, train))
+    return 0
+
+
+def dry_run(file: str, words: Sequence[str], console: Console) -> int:
+    """The resolved config, the sizes of the data, and what a step costs; nothing is trained or written."""
+    from core.data import load
+    from core.estimate import estimate
+
+    train = launch.parse_train(file, read_overrides(words))
+    recipe = train.recipe
+    data = load(recipe.data, recipe.goal.target, recipe.seed)
+    costs = estimate(recipe, data.spec)
+    console.say(to_yaml(dump_run(train)))
+    fields: dict[str, Any] = {
+        "parameters": number(costs.parameters),
+        "trainable": number(costs.trainable),
+        "FLOPs/step": f"{costs.flops:.3g}",
+        "memory": f"at least {size(costs.memory_bytes)} per worker",
+        "data": "  ".join(f"{name} {number(count)}" for name, count in data.sizes.items()),
+        "input": f"{data.spec.kind} {list(data.spec.shape)} -> {data.spec.outputs}",
+    }
+    console.header("estimate", fields)
+    numbers = {
+        "parameters": costs.parameters,
+        "trainable": costs.trainable,
+        "flops_per_step": costs.flops,
+        "memory_bytes": costs.memory_bytes,
+        "data": data.sizes,
+        "config": dump_run(train),
+    }
+    command = " ".join(["hanse train", file, *map(shlex.quote, words)])
+    console.end(None, numbers if isinstance(console, JsonConsole) else {"dry run": "nothing was trained"}, [command])
+    return 0
+
+
+def next_commands(path: Path, train: TrainRun) -> list[str]:
+    """What a user would do with the trained model."""
+    name = reference(path)
+    use = f'generate {name} prompt="The "' if train.recipe.goal.target == "token" else f"evaluate {name}"
+    return [f"hanse {use}", f"hanse runs show {name}"]
+
+
+def reference(path: Path) -> str:
+    """The shortest thing that names the run on the command line."""
+    return path.name if path.parent == runs_root() else str(path)
+
+
+def headline(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that say at a glance how good a model is, the best-known first."""
+    metrics = summary.get("metrics", {})
+    return {name: metrics[name] for name in ("accuracy", "r2", "perplexity", "bits_per_byte", "loss") if name in metrics}
+
+
+def _shown(summary: Mapping[str, Any], console: Console) -> Mapping[str, Any]:
+    """All of it for programs, the headline for people."""
+    if isinstance(console, JsonConsole):
+        return summary
+    if summary["ended"] == "stopped":
+        return {"stopped after step": summary["steps"]}
+    return {summary["split"]: headline(summary), "parameters": summary["parameters"], "wall_s": summary["wall_s"]}
+
+
+def _header(train: TrainRun) -> dict[str, object]:
+    recipe, where = train.recipe, train.address or "this machine"
+    workers = train.workers if isinstance(train.workers, int) else f"{train.workers.min} to {train.workers.max}"
+    return {
+        "model": recipe.model.kind,
+        "data": f"{recipe.data.kind} {recipe.data.path}",
+        "optimizer": f"{recipe.optimizer.kind} lr {recipe.optimizer.lr:g}",
+        "steps": f"{number(recipe.train.steps)} of batch {recipe.train.batch_size}",
+        "workers": f"{workers} on Ray at {where}" if workers else f"in this process, device {train.device}",
+        "seed": recipe.seed,
+    }

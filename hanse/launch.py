@@ -1,0 +1,190 @@
+"""Starts a training run in a new run directory, or goes on in an old one, here or on Ray; both doors (command, API) use it."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from core import support
+from core.config import apply, dump_run, parse_run, read, to_yaml
+from core.errors import ConfigError, DataError, ResourceError
+from core.execute import Summary, execute
+from core.recipe import TrainRun
+from core.runtime import Record, Runtime, choose_device
+from core.store import RunDirectory, find_run, is_run, read_run, runs_root
+from hanse.console import Console
+from hanse.interrupt import interruptible
+from hanse.writer import continuations
+
+Config = str | Path | Mapping[str, Any]
+
+
+def parse_train(config: Config, overrides: Mapping[str, Any]) -> TrainRun:
+    """The run that a file (or mapping) and overrides describe. Raises ConfigError."""
+    mapping = dict(config) if isinstance(config, Mapping) else read(config)
+    if not isinstance(config, Mapping):
+        mapping.setdefault("name", Path(config).stem)
+    run = parse_run(TrainRun, apply(mapping, overrides))
+    support.check(run)
+    return run
+
+
+def find_model(reference: str | Path) -> Path:
+    """The model directory that a run's name, a run directory or a model directory means. Raises DataError."""
+    path = Path(reference)
+    if (path / "config.json").is_file():
+        return path
+    if path.is_dir() and not is_run(path):
+        raise DataError(f"{path}: neither a run nor a model directory: it has no run.json and no config.json")
+    run = read_run(path) if is_run(path) else find_run(runs_root(), str(reference))
+    if not (run.path / "model" / "config.json").is_file():
+        way_out = "wait for its end" if run.status == "running" else f"finish it with resume={run.id}"
+        raise DataError(f"{reference}: this run has no model yet, it is {run.status}; {way_out}")
+    return run.path / "model"
+
+
+def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
+    """Trains to the end, or until it is interrupted: then the summary's `ended` is `stopped`."""
+    if run.init:
+        run = dataclasses.replace(run, init=str(find_model(run.init)))
+    choose_device(run.device)  # before anything is written
+    directory, run = _open(run)
+    with closing(directory):
+        if (summary := _finished(directory, run)) is not None:
+            console.event("finished", message="this run has come to its end before; raise train.steps to go on with it")
+            directory.finish("done")
+            return directory.path, summary
+        directory.config(to_yaml(dump_run(dataclasses.replace(run, run_dir=None, resume=False))))
+        with _recorded(directory), _stopping(directory, console) as stopping:
+            summary = _work(run, directory, console, stopping)
+        return directory.path, summary
+
+
+# --- the run directory ---------------------------------------------------------------------------------------------
+
+
+def _open(run: TrainRun) -> tuple[RunDirectory, TrainRun]:
+    """A new directory, or the one to go on in; and the run, with what going on takes over from before."""
+    if isinstance(run.resume, str):
+        return _reopen(find_run(runs_root(), run.resume).path, run)
+    if run.run_dir is None:
+        return RunDirectory.create(runs_root(), run.recipe.name, **_origin(run)), run
+    path = Path(run.run_dir)
+    if run.resume and is_run(path):
+        return _reopen(path, run)
+    return RunDirectory.create(path, **_origin(run)), run
+
+
+def _reopen(path: Path, run: TrainRun) -> tuple[RunDirectory, TrainRun]:
+    file = path / "config.yaml"
+    if file.is_file():  # else it was killed in its first moment, before anything was trained
+        saved = parse_run(TrainRun, read(file))
+        _require_same_recipe(saved, run, file)
+        run = dataclasses.replace(run, init=run.init or saved.init)
+    return RunDirectory.open(path), run
+
+
+def _require_same_recipe(saved: TrainRun, run: TrainRun, file: Path) -> None:
+    old, new = dict(_leaves(dump_run(saved))), dict(_leaves(dump_run(run)))
+    where = {f.name for f in dataclasses.fields(TrainRun)}
+    for key in [*old, *new]:
+        if key == "train.steps" or key.partition(".")[0] in where or (key in old and key in new and old[key] == new[key]):
+            continue
+        was, now = (repr(c[key]) if key in c else "absent" for c in (old, new))
+        raise ConfigError(
+            f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe "
+            f"(train.steps may grow), or start a new run from its weights with init="
+        )
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _finished(directory: RunDirectory, run: TrainRun) -> Summary | None:
+    """The summary of a run that has nothing left to do."""
+    if not run.resume:
+        return None
+    summary = directory.run.summary()
+    is_over = summary and (summary["ended"] == "early" or summary["steps"] >= run.recipe.train.steps)
+    return summary if is_over else None
+
+
+def _origin(run: TrainRun) -> dict[str, Any]:
+    """What run.json tells about where the numbers come from."""
+    versions = {name: metadata.version(name) for name in ("hanse", "torch", "ray")}
+    versions["python"] = ".".join(map(str, sys.version_info[:3]))
+    return {
+        "verb": "train",
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": run.recipe.seed,
+        "init": run.init,
+        "workers": dump_run(run)["workers"],
+        "versions": versions,
+        "cpus": os.cpu_count(),
+    }
+
+
+# --- the work ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _recorded(directory: RunDirectory) -> Iterator[None]:
+    """Whatever ends the run is written into run.json."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        try:
+            directory.finish("stopped" if interrupted else "failed", str(error) or type(error).__name__)
+        except ResourceError as full:  # a full disk may be what ended it
+            error.add_note(f"and run.json could not be written: {full}")
+        raise
+
+
+@contextmanager
+def _stopping(directory: RunDirectory, console: Console) -> Iterator[Callable[[], bool]]:
+    def first() -> None:
+        console.event("stopping", message="finishing this step and saving it; Ctrl-C again ends at once")
+
+    def abort() -> None:
+        directory.finish("stopped", "aborted by a second signal")
+        console.close()
+
+    with interruptible(first, abort) as stopping:
+        yield stopping
+
+
+def _work(run: TrainRun, directory: RunDirectory, console: Console, stopping: Callable[[], bool]) -> Summary:
+    def show(record: Record) -> None:
+        if "event" in record:
+            console.event(str(record["event"]), **{key: value for key, value in record.items() if key not in ("event", "time")})
+        else:
+            console.progress(record)
+
+    def report(record: Record) -> None:
+        directory.record(record)
+        show(record)
+
+    if run.workers == 0:
+        summary = execute(run, directory, Runtime(choose_device(run.device), report=report, should_stop=stopping))
+    else:
+        from cluster import data_parallel
+
+        summary = data_parallel.train(run, directory, show, stopping)
+    if summary["ended"] == "stopped":
+        directory.finish("stopped")
+        return summary
+    if run.recipe.goal.target == "token":
+        summary["samples"] = continuations(directory.model)
+    directory.summary(summary)
+    directory.finish("done")
+    return summary

@@ -1,0 +1,114 @@
+"""Text from a trained language model: what is written, in pieces, as soon as it can be read."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import artifact
+from core.artifact import Model
+from core.errors import ConfigError
+from core.generate import Sampling, generate, stream
+
+DEFAULT_LENGTH = 200  # new tokens, where the model's context has room for them
+PROMPTS = ("The ", "In ", "\n")  # of the samples that a run shows
+BROKEN = "\ufffd"  # what an unfinished UTF-8 character is decoded to
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What to write. `temperature` 0 takes the most probable token; `max_new_tokens` null is what fits, up to 200.
+
+    `beams` above 1 searches for the most probable text. The text ends before any of `stop`.
+    """
+
+    prompt: str
+    max_new_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    beams: int = 1
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 or above, got {self.temperature}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if "" in self.stop:
+            raise ValueError("stop must not be empty text")
+        self.sampling  # noqa: B018 - its own checks
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each token is chosen."""
+        if self.beams > 1:
+            return Sampling(beams=self.beams)
+        greedy = self.temperature == 0
+        return Sampling(
+            greedy=greedy,
+            temperature=1.0 if greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+
+def write(model: Model, writing: Writing) -> Iterator[str]:
+    """The text that follows the prompt, piece by piece. Raises ConfigError if the model writes no text, or too much is asked."""
+    if model.spec.target != "token":
+        raise ConfigError(f"{model.directory}: a model of {model.spec.kind} data writes no text; use `hanse predict`")
+    return cut(decoded(_tokens(model, writing), model.preprocess.tokenizer), writing.stop)
+
+
+def continuations(directory: Path) -> list[dict[str, str]]:
+    """A few short samples of a model, for its report."""
+    model = artifact.load(directory)
+    writings = [Writing(prompt, temperature=0.8) for prompt in PROMPTS]
+    return [{"prompt": writing.prompt, "text": "".join(write(model, writing))} for writing in writings]
+
+
+def _tokens(model: Model, writing: Writing) -> Iterator[int]:
+    tokenizer, network = model.preprocess.tokenizer, model.task.network
+    prompt = tokenizer.encode(writing.prompt) or [tokenizer.end]  # nothing before it: a document begins
+    context: Any = network.context
+    room = DEFAULT_LENGTH if context is None else min(DEFAULT_LENGTH, max(1, context - len(prompt)))
+    length = writing.max_new_tokens or room
+    if writing.beams > 1:
+        best = generate(network, [prompt], max_new_tokens=length, sampling=writing.sampling, stop=[tokenizer.end])
+        return iter(best.tokens[0])
+    sampled = stream(
+        network, [prompt], max_new_tokens=length, sampling=writing.sampling, stop=[tokenizer.end], seed=writing.seed
+    )
+    return (token for tokens in sampled for token in tokens if token is not None)
+
+
+def decoded(tokens: Iterable[int], tokenizer: Any) -> Iterator[str]:
+    """Text of tokens as they come; the bytes of one character stay together."""
+    waiting: list[int] = []
+    for token in tokens:
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if text.endswith(BROKEN) and len(waiting) < 4:  # UTF-8 takes at most 4 bytes: more are broken for good
+            continue
+        waiting = []
+        yield text
+    if waiting:
+        yield tokenizer.decode(waiting)
+
+
+def cut(pieces: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:
+    """The same text up to the first of `stop`; what could be the beginning of one is held back until that is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [held.index(word) for word in stop if word in held]
+        if ends:
+            yield held[: min(ends)]
+            return
+        keep = max((n for word in stop for n in range(1, len(word)) if held.endswith(word[:n])), default=0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held

@@ -1,0 +1,117 @@
+"""Training through Ray Train: the numbers of one process, a worker that dies, and a clean end. Each starts a real Ray."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import safetensors.torch
+
+import hanse
+from core.errors import DataError, ResourceError, WorkerError
+
+pytestmark = pytest.mark.ray
+
+DIGITS = {
+    "name": "digits",
+    "data": {"kind": "image", "augment": {"crop": 1}},
+    "model": {"kind": "cnn", "channels": [8, 8], "dropout": 0.1},
+    "train": {"steps": 200, "batch_size": 100, "accumulate": 2, "log_every": 1, "checkpoint_every": 10},
+}
+
+
+def train(folder: Path, **changes: Any) -> "hanse.Result":
+    return hanse.train(DIGITS, {"run_dir": str(folder), **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def curve(run: Path) -> dict[int, float]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["loss"] for r in records if r["split"] == "train"}
+
+
+def difference(a: Path, b: Path) -> float:
+    first, second = (safetensors.torch.load_file(run / "model" / "model.safetensors") for run in (a, b))
+    return max(((first[n] - second[n]).norm() / first[n].norm().clamp(min=1e-3)).item() for n in first)
+
+
+def ray_workers() -> list[psutil.Process]:
+    """The Train workers of this test's own Ray: descendants of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("alone") / "run").run
+
+
+def test_two_ray_workers_give_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", workers=2)
+    assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
+    assert difference(alone, result.run) < 1e-5
+    alone_metrics = json.loads((alone / "summary.json").read_text())["metrics"]
+    assert result.metrics == pytest.approx(alone_metrics, rel=1e-4)
+    assert not ray_workers()  # nothing is left running
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(alone: Path, tmp_path: Path) -> None:
+    run, killed = tmp_path / "run", threading.Event()
+
+    def kill_one_worker() -> None:
+        while not killed.wait(0.02):
+            lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+            if len(lines) >= 13 and (workers := ray_workers()):
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                killed.set()
+
+    thread = threading.Thread(target=kill_one_worker, daemon=True)
+    thread.start()
+    try:
+        result = train(run, workers=2)
+        assert killed.is_set()
+    finally:
+        killed.set()
+        thread.join()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "worker_failed" in {event["event"] for event in events}
+    started = [event["step"] for event in events if event["event"] == "started"]
+    assert started[0] == 0
+    assert started[1] >= 10
+    assert difference(alone, result.run) < 1e-5
+    assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
+
+
+def test_four_workers_on_half_a_processor_each_give_the_numbers_of_one(alone: Path, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", workers=4, cpus_per_worker=0.5)
+    assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
+    assert difference(alone, result.run) < 1e-5
+
+
+def test_an_error_in_a_worker_is_the_users_one_line_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing\.csv"):
+        train(tmp_path / "run", workers=2, **{"data__kind": "table", "data__path": str(tmp_path / "missing.csv")})
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_retries(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="not finite at step"):
+        train(tmp_path / "run", workers=2, optimizer__kind="sgd", optimizer__lr=1e30)
+
+
+def test_more_workers_than_the_machine_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"workers: they ask for 999 CPUs and this machine has \d+"):
+        train(tmp_path / "run", workers=999)
+
+
+def test_an_address_without_a_ray_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"address: no Ray answers at 127\.0\.0\.1:1 "):
+        train(tmp_path / "run", workers=2, address="127.0.0.1:1")

@@ -1,0 +1,38 @@
+"""What every test stands on: quiet libraries, no network, results in a temporary folder, core first and Ray last.
+
+HANSE_TEST_WITHOUT=ray,flwr pytest tests/core    runs with these packages as good as not installed
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: two threads per process on a small machine cost more in switching than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["NO_COLOR"] = "1"  # output is compared as plain text; what the caller's terminal can do is no matter
+
+# None makes `import NAME` raise ModuleNotFoundError and `find_spec(NAME)` return None: as if it were not installed.
+for _name in filter(None, os.environ.get("HANSE_TEST_WITHOUT", "").split(",")):
+    sys.modules[_name] = None  # type: ignore[assignment]
+
+ROOMS = ("core", "architecture", "deploy", "hanse", "cluster", "federated", "parity", "smoke", "faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Core first: what everything stands on says first where it is broken. Tests that start Ray come last."""
+    root = Path(__file__).parent
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        room = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        return item.get_closest_marker("ray") is not None, ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def _runs_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANSE_RUNS", str(tmp_path / "runs"))

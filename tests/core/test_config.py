@@ -1,0 +1,143 @@
+"""Configs: strict reading, dotted overrides, one-line errors with the dotted key, and exact round trips."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config import apply, dump, dump_run, override, parse, parse_run, read, read_overrides, schema, to_yaml
+from core.errors import ConfigError
+from core.models import CNN, MLP
+from core.optim import SGD, AdamW
+from core.recipe import Elastic, Recipe, TrainRun
+
+MINIMAL = {"data": {"kind": "image"}, "model": {"kind": "mlp"}}
+
+
+def recipe(**changes: object) -> Recipe:
+    return parse(Recipe, apply(MINIMAL, changes))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_numbers_and_words_are_read_as_yaml_1_2(tmp_path: Path) -> None:
+    text = "a: 1e-3\nb: no\nc: 010\nd: 1:30\ne: .5\nf: true\ng: 3E+2\nh: ~\ni: 0x10\nj: 2026-01-01\n"
+    expected = {"a": 1e-3, "b": "no", "c": 10, "d": "1:30", "e": 0.5, "f": True, "g": 300.0, "h": None, "i": "0x10"}
+    assert read(written(tmp_path, text)) == {**expected, "j": "2026-01-01"}
+
+
+def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml:3: key 'lr' appears twice \(first in line 2\)"):
+        read(written(tmp_path, "optimizer:\n  lr: 1\n  lr: 2\n"))
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml:3: not valid YAML"):
+        read(written(tmp_path, "a: 1\nb: [1, 2\n"))
+
+
+def test_a_missing_file_suggests_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"no such config file; did you mean .*digits\.yaml"):
+        read(tmp_path / "digit.yaml")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a config is a mapping of keys, this file holds a list"):
+        read(written(tmp_path, "- 1\n"))
+
+
+def test_overrides_are_typed_like_yaml() -> None:
+    words = ["train.steps=50", "model.hidden=[8, 16]", "name=no", "optimizer.lr=1e-3"]
+    assert read_overrides(words) == {"train.steps": 50, "model.hidden": [8, 16], "name": "no", "optimizer.lr": 1e-3}
+
+
+@pytest.mark.parametrize("words", [["steps"], ["=5"], ["a=1", "a=2"]])
+def test_malformed_overrides_are_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        read_overrides(words)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train.stesp": 3}, "train.stesp: unknown key; did you mean 'steps'?"),
+        ({"trian.steps": 3}, "trian: unknown key; did you mean 'train'?"),
+        ({"train.steps": "many"}, "train.steps: should be a valid integer, got 'many'"),
+        ({"train.steps": True}, "train.steps: should be a valid integer, got True"),
+        ({"train.steps": "5"}, "train.steps: should be a valid integer, got '5'"),
+        ({"train.steps": 1.5}, "train.steps: should be a valid integer, got 1.5"),
+        ({"train.steps": 0}, "train.steps: must be at least 1, got 0"),
+        ({"train.clip": -1}, "train.clip: must be above 0, got -1"),
+        ({"train.precision": "fp8"}, "train.precision: should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        ({"model.kind": "cn"}, "model.kind: unknown kind 'cn'; did you mean 'cnn'?"),
+        ({"model": "cnn"}, "model: expected a section with a kind"),
+        ({"optimizer.lr": -1}, "optimizer.lr: must be above 0"),
+        ({"optimizer.lr": "fast"}, "optimizer.lr: should be a valid number, got 'fast'"),
+        ({"train.steps.every": 3}, "train.steps.every: 'train.steps' is a value (5), it has no keys"),
+        ({"objective.kind": "language"}, "objective.kind: language does not go with data.kind: image"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_dotted_key(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_run(TrainRun, apply({**MINIMAL, "train": {"steps": 5}}, changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_is_named() -> None:
+    with pytest.raises(ConfigError, match="model: required key is missing"):
+        parse_run(TrainRun, {"data": {"kind": "image"}})
+
+
+def test_changing_the_kind_resets_the_section() -> None:
+    base = {**MINIMAL, "optimizer": {"kind": "adamw", "betas": [0.8, 0.9], "lr": 1.0}}
+    changed = parse(Recipe, apply(base, {"optimizer.lr": 0.5, "optimizer.kind": "sgd"}))
+    assert changed.optimizer == SGD(lr=0.5)
+
+
+def test_the_default_kind_takes_overrides_without_being_named() -> None:
+    assert recipe(**{"optimizer.lr": 0.25}).optimizer == AdamW(lr=0.25)
+
+
+def test_override_leaves_the_original_alone() -> None:
+    first = recipe()
+    second = override(first, {"model.kind": "cnn", "train.steps": 7})
+    assert (first.model.kind, first.train.steps) == ("mlp", 600)
+    assert isinstance(first.model, MLP)
+    assert isinstance(second.model, CNN)
+    assert second.train.steps == 7
+
+
+@given(steps=st.integers(1, 10**6), lr=st.floats(1e-9, 1e3), clip=st.none() | st.floats(1e-6, 1e6), name=st.text())
+def test_yaml_round_trips_every_recipe(
+    tmp_path_factory: pytest.TempPathFactory, steps: int, lr: float, clip: float | None, name: str
+) -> None:
+    run = TrainRun(recipe(**{"train.steps": steps, "optimizer.lr": lr, "train.clip": clip, "name": name}), workers=2)
+    path = written(tmp_path_factory.mktemp("round"), to_yaml(dump_run(run)))
+    assert parse_run(TrainRun, read(path)) == run
+
+
+def test_a_run_reads_its_keys_beside_those_of_the_recipe() -> None:
+    run = parse_run(TrainRun, {**MINIMAL, "workers": {"min": 1, "max": 4}, "seed": 3})
+    assert run.workers == Elastic(1, 4)
+    assert run.recipe.seed == 3
+    assert parse_run(TrainRun, {**MINIMAL, "workers": 2}).workers == 2
+
+
+def test_recipes_are_hashable_and_compare_by_value() -> None:
+    assert hash(recipe()) == hash(recipe())
+    assert recipe() == parse(Recipe, dump(recipe()))
+
+
+def test_the_schema_refuses_what_the_parser_refuses() -> None:
+    described = schema(TrainRun)
+    assert {"data", "model", "train", "workers", "seed"} <= set(described["properties"])
+    assert described["required"] == ["data", "model"]
+    assert described["additionalProperties"] is False
+    assert all(section.get("additionalProperties") is False for section in described["$defs"].values())

@@ -1,0 +1,32 @@
+"""Every row of the table of what goes with what is refused, with a message that names the key and the way out."""
+
+from typing import Any
+
+import pytest
+
+from core.config import apply, parse_run
+from core.errors import ConfigError
+from core.recipe import TrainRun
+from core.support import ROWS, check
+
+BASE = {"data": {"kind": "image"}, "model": {"kind": "mlp"}}
+REFUSED: dict[str, dict[str, Any]] = {
+    "batch norm on several workers": {"model": {"kind": "cnn", "norm": "batch"}, "workers": 2},
+    "batch norm with accumulation": {"model": {"kind": "resnet", "norm": "batch"}, "train.accumulate": 2},
+    "FSDP in one process": {"strategy": "fsdp"},
+    "an address without workers": {"address": "127.0.0.1:6379"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_every_row_of_the_table_is_refused_by_its_example(row: tuple[str, Any, str]) -> None:
+    name, _, message = row
+    with pytest.raises(ConfigError) as caught:
+        check(parse_run(TrainRun, apply(BASE, REFUSED[name])))
+    assert str(caught.value) == message
+    assert "; " in message, "it says how to fix it"
+
+
+@pytest.mark.parametrize("fine", [{}, {"workers": 2}, {"workers": 2, "strategy": "fsdp", "optimizer.kind": "muon"}])
+def test_what_no_row_names_is_allowed(fine: dict[str, Any]) -> None:
+    check(parse_run(TrainRun, apply(BASE, fine)))

@@ -1,0 +1,90 @@
+"""One, two and four workers give the same loss curve and final weights: every family of the zoo, ragged last batches,
+accumulation, augmentation and dropout included. Real processes over gloo; `tests/cluster` does the same through Ray."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from core.config import apply, parse
+from core.data import load
+from core.learner import whole_weights
+from core.recipe import Recipe
+from core.runtime import Record, Runtime
+from core.train import fit
+from tests.ranks import on_ranks
+
+TOLERANCE = 1e-5  # relative, in fp32: sums over a batch are taken in another order
+
+# 1437 training digits in batches of 202 leave a last batch of 23: less than four full shares, and not divisible by two
+IMAGES = {"data": {"kind": "image"}, "train": {"steps": 10, "batch_size": 202, "log_every": 1}}
+AUGMENTED = {"data.augment": {"crop": 1, "noise": 0.1, "mixup": 0.2, "cutout": 2}}
+TEXT = {
+    "data": {"kind": "text", "context": 32, "limit_bytes": 20000},
+    "train": {"steps": 8, "batch_size": 10, "log_every": 1, "clip": 1.0},
+}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mlp": (IMAGES, {"model": {"kind": "mlp", "hidden": [32], "dropout": 0.2}}),
+    "mlp accumulated": (IMAGES, {"model": {"kind": "mlp", "dropout": 0.2}, "train.accumulate": 3}),
+    "cnn augmented": (IMAGES, {"model": {"kind": "cnn", "channels": [8, 8], "dropout": 0.2}, **AUGMENTED}),
+    "resnet": (IMAGES, {"model": {"kind": "resnet", "width": 8, "depth": 1}, "train.steps": 4, **AUGMENTED}),
+    "table": (
+        {"data": {"kind": "table"}, "train": {"steps": 12, "batch_size": 100, "log_every": 1}},
+        {"model": {"kind": "mlp"}, "optimizer": {"kind": "sgd"}},
+    ),
+    "lstm": (TEXT, {"model": {"kind": "recurrent", "cell": "lstm", "hidden": 32, "dropout": 0.1}}),
+    "gru": (TEXT, {"model": {"kind": "recurrent", "cell": "gru", "hidden": 32}, "train.accumulate": 2}),
+    "gpt": (TEXT, {"model": {"kind": "gpt", "layers": 2, "heads": 2, "width": 32, "dropout": 0.1}}),
+    "gpt muon": (TEXT, {"model": {"kind": "gpt", "layers": 2, "heads": 2, "width": 32}, "optimizer.kind": "muon"}),
+}
+
+
+def _losses_to(losses: list[float]) -> Callable[[Record], None]:
+    return lambda record: losses.append(record["loss"]) if record.get("split") == "train" else None
+
+
+def train_all(rank: int, world: int, strategy: str = "ddp") -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    """Loss curve and final weights of every case."""
+    results = {}
+    for name, (base, changes) in CASES.items():
+        recipe = parse(Recipe, apply(base, changes))
+        losses: list[float] = []
+        runtime = Runtime(rank=rank, world=world, strategy=strategy, report=_losses_to(losses))
+        data = load(recipe.data, recipe.goal.target, recipe.seed)
+        task = fit(recipe, data.shard(rank, world), runtime=runtime).task
+        results[name] = losses, {k: v.clone() for k, v in whole_weights(task).items()}
+    return results
+
+
+@cache
+def trained(world: int, strategy: str = "ddp") -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    return on_ranks(world, train_all, strategy)[0]
+
+
+def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest over the tensors of |a - b| / |a|, in the Euclidean norm."""
+    return max(((a[name] - b[name]).norm() / a[name].norm().clamp(min=1e-3)).item() for name in a)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("case", list(CASES))
+def test_any_number_of_workers_gives_the_weights_of_one(case: str, world: int) -> None:
+    losses, weights = trained(1)[case]
+    split_losses, split_weights = trained(world)[case]
+    assert split_losses == pytest.approx(losses, rel=TOLERANCE)
+    assert relative_difference(weights, split_weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_sharded_training_gives_the_weights_of_one_process(case: str) -> None:
+    losses, weights = trained(1)[case]
+    split_losses, split_weights = trained(2, "fsdp")[case]
+    assert split_losses == pytest.approx(losses, rel=TOLERANCE)
+    assert relative_difference(weights, split_weights) < TOLERANCE
+
+
+def test_every_case_trains_at_all() -> None:
+    for case, (losses, _) in trained(1).items():
+        assert losses[-1] < losses[0], case

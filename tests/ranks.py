@@ -1,0 +1,29 @@
+"""Runs a function on several real processes joined by gloo, without Ray: what a cluster does, in a few seconds."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """[function(rank, world, *arguments) for each rank], each in its own process of one group."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_enter, (world, Path(folder), function, arguments), nprocs=world, join=True)
+        # written a moment ago by our own processes
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _enter(rank: int, world: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
