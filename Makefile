@@ -21,9 +21,9 @@ demo: setup ## train on real data, here and on two Ray workers, and compare (und
 	@.venv/bin/hanse demo
 
 test: setup ## all tests, one after the other, core first (TESTS=tests/core runs a part)
-	@echo "test: core, where ray, flwr and opacus cannot be imported; then everything else"
+	@echo "test: core, where ray and flwr cannot be imported; then everything else"
 ifeq ($(TESTS),)
-	@HANSE_TEST_WITHOUT=ray,flwr,opacus $(PY) -m pytest -q tests/core
+	@HANSE_TEST_WITHOUT=ray,flwr $(PY) -m pytest -q tests/core
 	@$(PY) -m pytest -q tests --ignore=tests/core
 else
 	@$(PY) -m pytest -q $(TESTS)

@@ -17,7 +17,7 @@ WARM, TIMED = 10, 50
 RECIPE = f"""
 name: byte-gpt
 data: {{kind: text, path: bundled:english, context: 128}}
-model: {{kind: gpt, layers: 4, heads: 6, width: 192, positions: learned, norm: layernorm, activation: gelu, tie: true, bias: true}}
+model: {{kind: gpt, layers: 4, heads: 6, width: 192, positions: learned, norm: layernorm, activation: gelu, bias: true}}
 optimizer: {{kind: adamw, lr: 3.0e-4}}
 train: {{steps: {WARM + TIMED}, batch_size: 32, log_every: 10, checkpoint_every: 0}}
 workers: 2

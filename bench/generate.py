@@ -1,5 +1,7 @@
-"""Tokens a second of generation with a key/value cache beside transformers' `generate`: the same 2.4M-parameter Llama with
-the same random weights, batch 16, 128 new tokens, sampling at temperature 1, float32."""
+"""Tokens a second of generation with a key/value cache beside transformers' `generate`.
+
+The same 2.4M-parameter Llama with the same random weights, batch 16, 128 new tokens, temperature 1, float32.
+"""
 
 import os
 import tempfile

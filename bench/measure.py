@@ -11,7 +11,7 @@ Side = Callable[[], float]
 
 
 def alternate(ours: Side, theirs: Side, rounds: int) -> dict[str, Any]:
-    """Runs both sides in turn `rounds` times; each returns its figure. The ratio is taken pair by pair: ours / theirs."""
+    """Runs both sides in turn `rounds` times; each returns its figure. Ratios are of pairs: ours / theirs."""
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     ratios = [a / b for a, b in pairs]
     return {

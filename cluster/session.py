@@ -1,11 +1,13 @@
 """A connection to Ray for as long as a command runs: an embedded Ray of our own, or a cluster at an address.
 
-An embedded Ray listens on this machine only, opens no dashboard, and is gone when the command ends.
+An embedded Ray asks every caller for a token that only this process and those it starts know, opens no dashboard, and
+is gone when the command ends.
 """
 
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +15,16 @@ from urllib.parse import urlparse
 
 from core.errors import ResourceError
 
-# Read by the processes that ray.init starts, so they are set before it; a user's own value wins.
+# Ray reads these when it is first imported, in every process, so nothing in this room imports ray before a session has
+# begun. A user's own value wins.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",  # of an embedded Ray, which listens on the loopback interface alone
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean on a worker what they mean here
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a dead worker and a finished run are noticed at once
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it ray.init warns
 }
 CONNECT_TIMEOUT_S = 5.0
 
@@ -40,33 +42,39 @@ def session(address: str | None, cpus: float) -> Iterator[None]:
         )
     if address is not None:
         _require_listener(address)
-    for name, value in ENVIRONMENT.items():
-        if name != "RAY_AUTH_MODE" or address is None:
-            os.environ.setdefault(name, value)
+    _set_environment(embedded=address is None)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
             address=address or "local",
+            num_cpus=None if address else os.cpu_count(),
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env=_shipped() if address else None,
-            **({} if address else {"num_cpus": os.cpu_count(), "_node_ip_address": "127.0.0.1"}),
         )
     except (ConnectionError, RuntimeError) as error:
-        raise ResourceError(f"address: Ray at {address or 'this machine'} did not start or answer: {error}") from None
+        raise ResourceError(f"address: Ray at {address or 'this machine'} did not answer: {error}") from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def _set_environment(embedded: bool) -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if embedded and "RAY_AUTH_MODE" not in os.environ:
+        # Ray's own way writes the token to a file that every user of the machine can read
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+
+
 def _shipped() -> dict[str, object]:
     """Our own packages, for a cluster on which Hanse is not installed, and the variables its workers need."""
     root = Path(__file__).parent.parent
-    packages = [str(root / name) for name in ("core", "cluster") if (root / name).is_dir()]
+    packages = [str(root / name) for name in ("core", "cluster")]
     workers = {name: value for name, value in ENVIRONMENT.items() if name.startswith("RAY_TRAIN")}
     return {"py_modules": packages, "env_vars": workers}
 
@@ -77,13 +85,13 @@ def _require_listener(address: str) -> None:
         return
     parts = urlparse(address if "://" in address else f"//{address}")
     try:
-        host, port = parts.hostname, parts.port
-        if host is None or (port is None and parts.scheme not in ("ray",)):
-            raise ValueError
+        host, port = parts.hostname, parts.port or (10001 if parts.scheme == "ray" else None)
     except ValueError:
-        raise ResourceError(f"address: '{address}' is not HOST:PORT, ray://HOST:PORT or auto") from None
+        host = port = None
+    if host is None or port is None:
+        raise ResourceError(f"address: '{address}' is not HOST:PORT, ray://HOST:PORT or auto")
     try:
-        socket.create_connection((host, port or 10001), CONNECT_TIMEOUT_S).close()
+        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise ResourceError(
             f"address: no Ray answers at {address} ({error.strerror or error}); start one with `ray start --head`, "

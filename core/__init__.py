@@ -1,1 +1,1 @@
-"""What every mode of Hanse shares: recipes, the one training loop, the zoo, data and checkpoints. Needs neither ray nor flwr."""
+"""What every mode shares: recipes, the one training loop, the zoo, data, checkpoints. Needs neither ray nor flwr."""

@@ -98,6 +98,7 @@ def _card(recipe: Recipe, spec: Spec, parameters: int) -> str:
     return (
         f"---\nlibrary_name: hanse\ntags: [{recipe.model.kind}, {spec.kind}]\n---\n\n# {recipe.name}\n\n"
         f"A {recipe.model.kind} with {parameters:,} parameters for {spec.kind} inputs of shape {list(spec.shape)} and "
-        f"{spec.outputs} outputs, trained on `{recipe.data.path}` for {recipe.train.steps} steps with seed {recipe.seed}.\n\n"
+        f"{spec.outputs} outputs, trained on `{recipe.data.path}` for {recipe.train.steps} steps, "
+        f"seed {recipe.seed}.\n\n"
         f"    hanse evaluate PATH\n\nIts scores stand in the `summary.json` of the run that made it.\n"
     )

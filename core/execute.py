@@ -37,7 +37,9 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
             checkpoints.wait()
         if result.ended != "stopped" and recipe.train.keep == "best":
             best = load_best(directory.checkpoints, ["model"]) if checkpoints else None
-            put_weights(result.task, share(best, runtime).tensors["model"])
+            shared = share(best, runtime)
+            assert shared is not None, "an evaluation is always the best so far or after one"
+            put_weights(result.task, shared.tensors["model"])
     summary: Summary = {"ended": result.ended, "steps": result.progress.step, "wall_s": time.perf_counter() - began}
     if result.ended == "stopped":
         return summary
@@ -68,5 +70,5 @@ def digest(weights: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(weights):
         total.update(name.encode())
-        total.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        total.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

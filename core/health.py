@@ -19,9 +19,8 @@ def require_finite(learner: Learner, batch: Batch, loss: Tensor, norm: Tensor | 
 
     With a loss scaler an infinite norm is not an error: the scaler leaves that step out by itself.
     """
-    if math.isfinite(loss.item()):
-        if norm is None or learner.precision.scaler or math.isfinite(norm.item()):
-            return
+    if math.isfinite(loss.item()) and (norm is None or learner.precision.scaler or math.isfinite(norm.item())):
+        return
     step, where = learner.progress.step + 1, first_not_finite(learner, batch)
     raise WorkerError(
         f"training: the loss or its gradient is not finite at step {step} (loss {loss.item():.4g}), first in {where}; "

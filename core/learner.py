@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core import optim
 from core.checkpoint import Checkpointer, Snapshot
@@ -20,6 +19,7 @@ from core.models.layers import Dropout
 from core.precision import Precision
 from core.recipe import Recipe
 from core.runtime import LOCAL, Runtime
+from core.sharding import sharded_like, whole
 from core.task import Task
 
 
@@ -126,13 +126,13 @@ def capture(learner: Learner) -> Snapshot:
         "optimizer": scalars,
         "scaler": scaler.state_dict() if scaler else None,
     }
-    groups = {"model": whole_weights(learner.task), "optimizer": {name: _whole(t) for name, t in optimizer.items()}}
+    groups = {"model": whole_weights(learner.task), "optimizer": {name: whole(t) for name, t in optimizer.items()}}
     return Snapshot(learner.progress.step, groups, state)
 
 
 def whole_weights(task: Task) -> dict[str, Tensor]:
     """The network's weights by name. With FSDP every rank must call it: the shards are put together."""
-    return {name: _whole(t) for name, t in task.network.state_dict().items()}
+    return {name: whole(t) for name, t in task.network.state_dict().items()}
 
 
 def resume(learner: Learner, checkpoints: Checkpointer | None, runtime: Runtime = LOCAL) -> None:
@@ -160,7 +160,7 @@ def put_weights(task: Task, weights: dict[str, Tensor]) -> None:
     for name, target in own.items():
         if name not in weights or weights[name].shape != target.shape:
             raise DataError(f"checkpoint: {name} is missing or of another shape; it is of another model")
-        target.copy_(_as(weights[name].to(target.device), target))
+        target.copy_(sharded_like(weights[name], target))
 
 
 def share(snapshot: Snapshot | None, runtime: Runtime) -> Snapshot | None:
@@ -186,14 +186,3 @@ def share(snapshot: Snapshot | None, runtime: Runtime) -> Snapshot | None:
 
 def _named(learner: Learner) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in learner.task.named_parameters() if p.requires_grad]
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _as(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor, sharded the way `like` is."""
-    if isinstance(like, DTensor) and tensor.shape == like.shape:
-        return distribute_tensor(tensor, like.device_mesh, like.placements)
-    return tensor

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from core.data import DataConfig, Image, Spec, Table, Text
+from core.data import DataConfig, Spec, Text
 from core.errors import ConfigError
 from core.models import ModelConfig
 from core.models.layers import Dropout
@@ -75,13 +75,7 @@ class Recipe:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        wanted = (
-            "token"
-            if isinstance(self.data, Text)
-            else ("class", "real")
-            if isinstance(self.data, Table | Image)
-            else ""
-        )
+        wanted = ("token",) if isinstance(self.data, Text) else ("class", "real")
         if self.goal.target not in wanted:
             raise ConfigError(f"objective.kind: {self.goal.kind} does not go with data.kind: {self.data.kind}")
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.errors import ResourceError
+from core.sharding import shard
 from core.task import Task
 
 Record = dict[str, Any]
@@ -41,7 +42,7 @@ class Runtime:
         if self.world == 1:
             return task
         if self.strategy == "fsdp":
-            return _shard(task, self)
+            return shard(task, self.device.type, self.world)
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(task, device_ids=devices, gradient_as_bucket_view=True)
 
@@ -83,19 +84,6 @@ class Runtime:
         """Returns when every rank has come here."""
         if self.world > 1:
             dist.barrier()
-
-
-def _shard(task: Task, runtime: Runtime) -> nn.Module:
-    """FSDP2: each block of a stack is a unit of its own, the rest one more."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(runtime.device.type, (runtime.world,))
-    for module in list(task.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                fully_shard(block, mesh=mesh)
-    return fully_shard(task, mesh=mesh)
 
 
 def choose_device(name: str, rank: int = 0) -> torch.device:

@@ -4,7 +4,7 @@ DDP, FSDP, `torch.compile`, `functional_call` and `vmap` all act on `forward`; m
 advantages act outside it, on the losses and weights that it returns.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ class Objective(Protocol):
     """Losses and weights of a batch, one each per example; see `core.objectives`."""
 
     @property
-    def target(self) -> str: ...
+    def target(self) -> Literal["class", "real", "token"]: ...
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor: ...
 

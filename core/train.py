@@ -1,7 +1,8 @@
-"""The one supervised loop and the one step: a laptop, a Ray worker, a search trial and a federated client all run `fit`.
+"""The one supervised loop and the one step: a laptop, a Ray worker, a search trial, a federated client all run `fit`.
 
-The loss of a step is sum(losses) / sum(weights) over the global batch, that is over all ranks and micro-batches, so how
-a batch is split changes nothing. A step is a pure function of weights, optimizer state and its number: resuming is exact.
+The loss of a step is sum(losses) / sum(weights) over the global batch, that is over all ranks and micro-batches, so
+how a batch is split changes nothing. A step is a pure function of weights, optimizer state and its number, so resuming
+is exact.
 """
 
 import time
@@ -11,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from core import health
 from core.checkpoint import Checkpointer
@@ -24,6 +24,7 @@ from core.optim import set_lr
 from core.precision import FULL, Precision
 from core.recipe import Recipe, Training
 from core.runtime import LOCAL, Runtime
+from core.sharding import whole
 from core.task import Batch, Task
 
 Ended = Literal["done", "early", "stopped"]
@@ -119,9 +120,7 @@ def _clip(learner: Learner, clip: float | None, measure: bool) -> Tensor | None:
         return None
     learner.precision.unscale(learner.optimizer)
     gradients = [p.grad for p in learner.trainable if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    norm = whole(nn.utils.get_total_norm(gradients))
     if clip is not None:
         nn.utils.clip_grads_with_norm_(learner.trainable, clip, norm)
     return norm

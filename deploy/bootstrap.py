@@ -69,7 +69,7 @@ def set_up() -> int:
         print("hanse: .venv is up to date")
         return 0
     began = time.monotonic()
-    print("hanse: setting up %s (about 3 minutes on a fast line; Ctrl-C is safe)" % VENV)
+    print("hanse: setting up .venv (about 3 minutes on a fast line; Ctrl-C is safe)")
     make_venv()
     STAMP.unlink(missing_ok=True)
     LOG.write_text("")

@@ -30,9 +30,12 @@ MACHINE = {
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show the resolved config and what a step costs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and the last lines only.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", hidden=True)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", hidden=True)]
 File = Annotated[str, typer.Argument(metavar="FILE", hidden=True)]
+Run = Annotated[str, typer.Argument(metavar="RUN", hidden=True)]
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", hidden=True)]
 
 
@@ -74,7 +77,11 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _hanse(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")] = False) -> None:
+def _hanse(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -82,7 +89,7 @@ def _hanse(version: Annotated[bool, typer.Option("--version", callback=_version,
 def train(
     file: File,
     words: Words = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the resolved config and what it costs.")] = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -174,7 +181,7 @@ def runs_list(json: Json = False, quiet: Quiet = False) -> int:
 
 
 @runs.command("show")
-def runs_show(run: Annotated[str, typer.Argument(metavar="RUN", hidden=True)], json: Json = False, quiet: Quiet = False) -> int:
+def runs_show(run: Run, json: Json = False, quiet: Quiet = False) -> int:
     """One run: how it ended, its numbers, where its files are."""
     from hanse.commands import runs as command
 
@@ -218,7 +225,7 @@ def config_show(file: File, words: Words = None, json: Json = False) -> int:
 
 
 @config.command("validate")
-def config_validate(files: Annotated[list[str], typer.Argument(metavar="FILE...", hidden=True)], json: Json = False) -> int:
+def config_validate(files: Files, json: Json = False) -> int:
     """Check config files; the exit code is 2 if one is wrong."""
     from hanse.commands import config as command
 
@@ -245,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED, words)
     except BrokenPipeError:  # `hanse runs list | head` has read enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     except OSError as error:
         if error.errno not in MACHINE:

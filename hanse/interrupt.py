@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 INTERRUPTED = 130  # exit code, as of a shell whose command got SIGINT
+PATIENCE_S = 2.0  # that `abort` may take, should what it needs be held by the main thread
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,9 +28,9 @@ class Stopping:
 
 @contextlib.contextmanager
 def interruptible(first: Callable[[], None], abort: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether to stop. `first` runs at the first signal, `abort` at the second, and then the
-    process ends with 130: no clean-up, because the main thread may be stuck. Files are whole at any time, and Ray's
-    processes end with ours.
+    """Yields a function that says whether to stop. `first` runs at the first signal, `abort` at the second, and then
+    the process ends with 130: no clean-up, because the main thread may be stuck. Files are whole at any time, and the
+    processes of an embedded Ray end with ours.
 
     In a thread other than the main one signals cannot be caught, and nothing ever asks to stop.
     """
@@ -65,6 +66,9 @@ def _listen(reading: int, asked: threading.Event, first: Callable[[], None], abo
             asked.set()
             first()
             continue
+        patience = threading.Timer(PATIENCE_S, os._exit, [INTERRUPTED])
+        patience.daemon = True
+        patience.start()
         try:
             abort()
         finally:

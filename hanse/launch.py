@@ -1,4 +1,4 @@
-"""Starts a training run in a new run directory, or goes on in an old one, here or on Ray; both doors (command, API) use it."""
+"""Starts a training run in a new directory, or goes on in an old one, here or on Ray: for command and API alike."""
 
 import dataclasses
 import os
@@ -92,9 +92,9 @@ def _require_same_recipe(saved: TrainRun, run: TrainRun, file: Path) -> None:
     old, new = dict(_leaves(dump_run(saved))), dict(_leaves(dump_run(run)))
     where = {f.name for f in dataclasses.fields(TrainRun)}
     for key in [*old, *new]:
-        if key == "train.steps" or key.partition(".")[0] in where or (key in old and key in new and old[key] == new[key]):
+        was, now = (repr(config[key]) if key in config else "absent" for config in (old, new))
+        if was == now or key == "train.steps" or key.partition(".")[0] in where:
             continue
-        was, now = (repr(c[key]) if key in c else "absent" for c in (old, new))
         raise ConfigError(
             f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe "
             f"(train.steps may grow), or start a new run from its weights with init="
@@ -166,7 +166,8 @@ def _stopping(directory: RunDirectory, console: Console) -> Iterator[Callable[[]
 def _work(run: TrainRun, directory: RunDirectory, console: Console, stopping: Callable[[], bool]) -> Summary:
     def show(record: Record) -> None:
         if "event" in record:
-            console.event(str(record["event"]), **{key: value for key, value in record.items() if key not in ("event", "time")})
+            fields = {key: value for key, value in record.items() if key not in ("event", "time")}
+            console.event(str(record["event"]), **fields)
         else:
             console.progress(record)
 

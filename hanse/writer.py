@@ -57,7 +57,7 @@ class Writing:
 
 
 def write(model: Model, writing: Writing) -> Iterator[str]:
-    """The text that follows the prompt, piece by piece. Raises ConfigError if the model writes no text, or too much is asked."""
+    """What follows the prompt, piece by piece. ConfigError if the model writes no text, or too much is asked."""
     if model.spec.target != "token":
         raise ConfigError(f"{model.directory}: a model of {model.spec.kind} data writes no text; use `hanse predict`")
     return cut(decoded(_tokens(model, writing), model.preprocess.tokenizer), writing.stop)

@@ -18,15 +18,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 import ray.train
 import ray.train.torch
-
 from bench_json import emit
 
 
 def loop(config):
+    import byte_gpt
     import torch
     import torch.distributed as dist
-
-    import byte_gpt
 
     torch.set_num_threads(1)
     context = ray.train.get_context()

@@ -12,10 +12,9 @@ import time
 
 
 def worker(a):
+    import byte_gpt
     import torch
     import torch.distributed as dist
-
-    import byte_gpt
     from bench_json import emit
 
     torch.set_num_threads(1)

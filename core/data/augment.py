@@ -103,9 +103,10 @@ def normal(key: Tensor, shape: torch.Size) -> Tensor:
     count = math.prod(shape)
     half = (count + 1) // 2
     u = uniform(key, _NOISE, 2 * half)
-    radius, angle = (-2 * (1 - u[:, :half]).log()).sqrt(), 2 * math.pi * u[:, half:]
+    radius = (-2 * (1 - u[:, :half]).float().log()).sqrt()  # 1 - u is taken in float64, where it is never 0
+    angle = (2 * math.pi * u[:, half:]).float()
     draws = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-    return draws[:, :count].float().view(len(key), *shape)
+    return draws[:, :count].view(len(key), *shape)
 
 
 def drop_tokens(inputs: Tensor, key: Tensor, share: float, tokens: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from core.data.sources.files import bundled_name, find, sha256_of
 from core.data.sources.folder import read_folder
 from core.data.sources.pictures import Pictures, is_binary_folder, read_pictures
 from core.data.spec import Spec
-from core.data.split import Indices, split_rows
+from core.data.split import Indices, refuse_unseen, split_rows
 from core.data.table import Source, Target, class_labels, known_labels
 from core.errors import DataError
 
@@ -59,7 +59,7 @@ def load_image(config: Image, target: Target, seed: int) -> Data:
         targets, stratify = torch.from_numpy(_real_labels(album))[:, None], None
     splits = _split(album, config, seed, stratify)
     if stratify is not None:
-        _refuse_unseen(album, stratify, classes, splits)
+        refuse_unseen(splits, stratify, classes, album.name)
     fitted = _fit(config, album, splits["train"])
     spec = Spec("image", album.shape, len(classes) or 1, target, classes)
     mean, std = fitted.scale(album.peak)
@@ -206,17 +206,6 @@ def _split(album: Album, config: Image, seed: int, labels: Indices | None) -> di
     )
     inner = split_rows(len(train), rest, seed, None if labels is None else labels[train])
     return {name: train[rows] if len(rows) else album.parts.get(name, rows) for name, rows in inner.items()}
-
-
-def _refuse_unseen(album: Album, labels: Indices, classes: tuple[str, ...], splits: dict[str, Indices]) -> None:
-    seen = np.unique(labels[splits["train"]])
-    for name in ("validation", "test"):
-        unseen = np.setdiff1d(labels[splits[name]], seen)
-        if len(unseen):
-            raise DataError(
-                f"{album.name}: class '{classes[unseen[0]]}' is in the {name} split but not in training; "
-                "add training images of it, or remove it"
-            )
 
 
 # --- preparing -----------------------------------------------------------------------------------------------------

@@ -91,12 +91,11 @@ def fit_table(config: Table, columns: Columns, target: str, source: str) -> Tabl
         if values.dtype == object:
             features.append(_fit_category(name, values, source, config))
         else:
-            features.append(Number(name, *_moments(_checked(values, name, source, fill), config.normalize, fill)))
+            features.append(Number(name, *_moments(values, config.normalize, fill)))
     return TableFit(tuple(features), target, fill_missing=fill)
 
 
 def _fit_category(name: str, values: NDArray[Any], source: str, config: Table) -> Category:
-    _checked(values, name, source, config.missing == "mean")
     distinct = sorted({v for v in values.tolist() if v is not None})
     if len(distinct) > MAX_CATEGORIES:
         raise DataError(
@@ -120,19 +119,20 @@ def _moments(values: NDArray[np.float64], normalize: bool, fill: bool) -> tuple[
     return (mean, std) if normalize else (mean if fill else 0.0, 1.0)
 
 
-def _checked(values: NDArray[Any], name: str, source: str, fill: bool) -> NDArray[Any]:
-    bad = bad_cell(values, allow_missing=fill)
-    if bad is not None:
-        row, what = bad
-        cure = "" if "infinite" in what else ", or set data.missing=mean"
-        raise DataError(f"{source}: row {row + 1}, column '{name}': {what}; mend it{cure}")
-    return values
+def check_cells(columns: Columns, fill: bool, source: str) -> None:
+    """Raises DataError for the first cell that is empty (if that is not filled), NaN or infinite."""
+    for name, values in columns.items():
+        bad = bad_cell(values, allow_missing=fill)
+        if bad is not None:
+            row, what = bad
+            cure = "" if "infinite" in what else ", or set data.missing=mean"
+            raise DataError(f"{source}: row {row + 1}, column '{name}': {what}; mend it{cure}")
 
 
 def _numbers(feature: Number, values: NDArray[Any], source: str, fill: bool) -> NDArray[np.float32]:
     if values.dtype == object:
         raise DataError(f"{source}: column '{feature.name}' holds texts, the model was trained on numbers")
-    values = _checked(values, feature.name, source, fill)
+    check_cells({feature.name: values}, fill, source)
     scaled = (values - feature.mean) / feature.std
     result: NDArray[np.float32] = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
     return result[:, None]
@@ -141,13 +141,16 @@ def _numbers(feature: Number, values: NDArray[Any], source: str, fill: bool) -> 
 def _codes(feature: Category, values: NDArray[Any], source: str, fill: bool) -> NDArray[np.float32]:
     if values.dtype != object:
         raise DataError(f"{source}: column '{feature.name}' holds numbers, the model was trained on texts")
-    _checked(values, feature.name, source, fill)
+    check_cells({feature.name: values}, fill, source)
     index = {value: i for i, value in enumerate(feature.values)}
     codes = np.array([index.get(value, -1) for value in values.tolist()], np.int64)
+    result: NDArray[np.float32]
     if feature.one_hot:
-        return (codes[:, None] == np.arange(len(feature.values))).astype(np.float32)
+        result = (codes[:, None] == np.arange(len(feature.values))).astype(np.float32)
+        return result
     scale = max(len(feature.values) - 1, 1)
-    return np.where(codes < 0, -1.0, codes / scale).astype(np.float32)[:, None]
+    result = np.where(codes < 0, -1.0, codes / scale).astype(np.float32)
+    return result[:, None]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One rank's share of the data. The batch of a step is a pure function of (seed, step): nothing else is remembered.
 
-Each epoch is cut into global batches of B rows (the last one is shorter); rank r of W takes its share of each, in order.
+Each epoch is cut into global batches of B rows (the last one is shorter); rank r takes its share of each, in order.
 All batches of a rank have the same number of rows: what is missing is filled with rows of weight 0.
 """
 
@@ -78,6 +78,7 @@ class Shard:
     def __init__(self, data: Data, rank: int, world: int) -> None:
         assert 0 <= rank < world, f"rank {rank} of {world}"
         self.data, self.rank, self.world = data, rank, world
+        self._changes = data.augmentation.is_active
         self._orders: dict[int, Tensor] = {}
         self._rows: dict[tuple[int, int, int], Rows] = {}
 
@@ -107,7 +108,7 @@ class Shard:
         epoch, i = divmod(step, ceil_div(len(examples), full))
         order = self._order(examples, epoch)[i * full : (i + 1) * full]
         rows = self._rows_of(len(order), full, train.accumulate)
-        if self.data.augmentation.is_active:
+        if self._changes:
             inputs, targets = self._augmented(examples, order, rows, step)
         else:
             inputs, targets = examples.take(rows.of(order))
@@ -119,7 +120,7 @@ class Shard:
     def batches(self, train: Schedule, start: int = 0, noise: bool = True) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from step `start` to `train.steps`, prepared ahead on threads where that takes time."""
         steps = range(start, train.steps)
-        if not (self._examples("train").is_costly or self.data.augmentation.is_active):
+        if not (self._examples("train").is_costly or self._changes):
             for step in steps:
                 yield step, self.batch(train, step, noise)
             return

@@ -50,6 +50,18 @@ def _nothing_left(count: int, split: Split) -> DataError:
     )
 
 
+def refuse_unseen(splits: dict[str, Indices], labels: Indices, classes: tuple[str, ...], source: str) -> None:
+    """Raises DataError if a class is held out that no training example has."""
+    seen = np.unique(labels[splits["train"]])
+    for name in ("validation", "test"):
+        unseen = np.setdiff1d(labels[splits[name]], seen)
+        if len(unseen):
+            raise DataError(
+                f"{source}: class '{classes[unseen[0]]}' is in the {name} split but not in training; "
+                "add training examples of it, or remove it"
+            )
+
+
 def split_documents(documents: list[str], split: Split, seed: int) -> dict[str, list[str]]:
     """Whole documents are held out where there are many; of a few, each one's last parts are."""
     if len(documents) >= 20:

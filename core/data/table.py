@@ -1,6 +1,5 @@
 """Tables: from a file's columns to inputs [N, F] and targets; all that is fitted is taken from the training rows."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,12 +10,12 @@ from torch import Tensor
 
 from core.data.config import Table
 from core.data.examples import Data, Stacked
-from core.data.preprocess import Preprocess, TableFit, fit_table, standardization
+from core.data.preprocess import Preprocess, TableFit, check_cells, fit_table, standardization
 from core.data.sources import bundled
 from core.data.sources.columns import Columns, bad_cell, read_columns
 from core.data.sources.files import bundled_name, find, nearest, sha256_file, sha256_of
 from core.data.spec import Spec
-from core.data.split import Indices, split_rows
+from core.data.split import Indices, refuse_unseen, split_rows
 from core.errors import DataError
 
 Target = Literal["class", "real", "token"]
@@ -38,11 +37,13 @@ def load_table(config: Table, target: Target, seed: int) -> Data:
     source = _read(config)
     name = _target_name(config, source)
     features = _features(config, source, name)
+    check_cells({n: source.columns[n] for n in features}, config.missing == "mean", source.name)
     fit_target = (0.0, 1.0)
     classes: tuple[str, ...] = ()
     if target == "class":
         labels, classes = class_labels(source.columns[name], name, source)
         splits = split_rows(len(labels), config.split, seed, labels)
+        refuse_unseen(splits, labels, classes, source.name)
         targets: Tensor = torch.from_numpy(labels)
     else:
         values = _reals(source.columns[name], name, source)
@@ -126,7 +127,7 @@ def class_labels(values: NDArray[Any], name: str, source: Source) -> tuple[Indic
         classes = source.classes or tuple(sorted(set(values.tolist())))
         index = {value: i for i, value in enumerate(classes)}
         labels = np.array([index[value] for value in values.tolist()])
-    if len(classes) < 2 or len(classes) > max(100, math.isqrt(len(values)) * 4):
+    if len(classes) < 2 or len(classes) > max(20, len(values) // 2):
         raise DataError(
             f"{source.name}: column '{name}' holds {len(classes)} classes in {len(values)} rows: not a target; "
             "name another column in data.target, or set objective.kind=regression"

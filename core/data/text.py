@@ -1,4 +1,4 @@
-"""Text: documents to one row of tokens per split, and windows over it. The tokenizer is learned on training text only."""
+"""Text: documents to one row of tokens per split, and windows over it. The tokenizer sees training text only."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

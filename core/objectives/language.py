@@ -1,7 +1,7 @@
 """Causal language modeling: predict the next token; the loss of a step is its mean over all scored tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +18,7 @@ class Language:
     kind: Literal["language"] = "language"
     label_smoothing: float = 0.0
 
-    target = "token"
+    target: ClassVar[Literal["token"]] = "token"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

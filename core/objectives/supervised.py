@@ -1,7 +1,7 @@
 """Classification and regression: one target per example."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +16,7 @@ class Classification:
     kind: Literal["classification"] = "classification"
     label_smoothing: float = 0.0
 
-    target = "class"
+    target: ClassVar[Literal["class"]] = "class"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -39,7 +39,7 @@ class Regression:
     kind: Literal["regression"] = "regression"
     loss: Literal["mse", "mae", "huber"] = "mse"
 
-    target = "real"
+    target: ClassVar[Literal["real"]] = "real"
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """[B]."""

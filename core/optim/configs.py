@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from core.errors import ConfigError
 from core.optim.lion import LionOptimizer
 from core.optim.muon import MuonOptimizer
+from core.sharding import is_sharded
 
 Named = Iterable[tuple[str, nn.Parameter]]
 Betas = tuple[float, float]
@@ -44,8 +44,8 @@ class SGD:
     def build(self, named_parameters: Named) -> torch.optim.Optimizer:
         """One optimizer over the parameters that train. ConfigError if none does."""
         groups = _groups(named_parameters, self.lr, self.weight_decay, self.decay_vectors)
-        is_sharded = any(isinstance(p, DTensor) for group in groups for p in group["params"])
-        fused = None if is_sharded else _can_fuse(groups)  # torch 2.13 has fused SGD for plain tensors only
+        sharded = any(is_sharded(p) for group in groups for p in group["params"])
+        fused = None if sharded else _can_fuse(groups)  # torch 2.13 has fused SGD for plain tensors only
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
 
 

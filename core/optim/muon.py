@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from core.sharding import sharded_like, whole
 
 # Polar Express (arXiv 2505.16932, algorithm 1): of all compositions of odd quintics these come closest to sign(x) on
 # [1e-3, 1]. After six, every singular value that was at least 1e-3 of the norm is within 0.6 % of 1.
@@ -86,18 +87,15 @@ class MuonOptimizer(torch.optim.Optimizer):
 
 def _orthogonal_like(updates: list[Tensor]) -> list[Tensor]:
     """`orthogonalize` of each update as a matrix [out, rest]; equal shapes go as one batch; sharded as they came."""
-    wholes = [(u.full_tensor() if isinstance(u, DTensor) else u).flatten(1) for u in updates]
+    wholes = [whole(u).flatten(1) for u in updates]
     places: dict[torch.Size, list[int]] = defaultdict(list)
-    for i, whole in enumerate(wholes):
-        places[whole.shape].append(i)
+    for i, matrix in enumerate(wholes):
+        places[matrix.shape].append(i)
     results: list[Tensor] = list(updates)
     for indices in places.values():
         batch = orthogonalize(torch.stack([wholes[i] for i in indices]))
         for i, matrix in zip(indices, batch.unbind(), strict=True):
-            like, whole = updates[i], matrix.view(updates[i].shape)
-            if isinstance(like, DTensor):  # every rank holds the whole and keeps its part: nothing is sent
-                whole = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-            results[i] = whole
+            results[i] = sharded_like(matrix.view(updates[i].shape), updates[i], is_everywhere=True)
     return results
 
 

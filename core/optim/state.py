@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.errors import DataError
+from core.sharding import is_sharded, sharded_like
 
 Named = Iterable[tuple[str, nn.Parameter]]
 JsonState = dict[str, Any]
@@ -93,7 +93,6 @@ def _refuse(problem: str, names: set[str]) -> None:
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
     """A copy of whole saved state with the parameter's device, strides and sharding, and its own dtype."""
-    if isinstance(parameter, DTensor):
-        whole = saved.to(parameter.device)  # on every rank: nothing needs to be sent
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    if is_sharded(parameter):
+        return sharded_like(saved, parameter, is_everywhere=True)
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)

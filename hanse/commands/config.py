@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from core.config import dump_run, parse_run, read, read_overrides, schema as schema_of, to_yaml
+from core.config import dump_run, read_overrides, to_yaml
+from core.config import schema as schema_of
 from core.errors import ConfigError, HanseError
 from core.recipe import TrainRun
 from hanse.console import Console, JsonConsole
@@ -40,7 +41,6 @@ def validate(files: Sequence[str], console: Console) -> int:
             wrong += 1
             console.event("warning", message=str(error) if file in str(error) else f"{file}: {error}", file=file)
         else:
-            recipe = run.recipe
-            console.event("valid", message=file, model=recipe.model.kind, data=recipe.data.path, steps=recipe.train.steps)
+            console.event("valid", message=file, model=run.recipe.model.kind, data=run.recipe.data.path)
     console.end(None, {"valid": len(files) - wrong, "wrong": wrong}, [f"hanse train {files[0]}"] if not wrong else [])
     return ConfigError.exit_code if wrong else 0

@@ -15,6 +15,7 @@ from hanse.console import Console
 from hanse.format import number
 from hanse.interrupt import INTERRUPTED
 
+TEXT_CONFIG = "configs/train/gpt.yaml"  # what to look at next
 CONFIG = Path("configs/train/digits.yaml")
 WORKERS = 2
 SAME = 1e-5  # largest difference, relative to the largest weight of its tensor: rounding in fp32, not another result
@@ -49,10 +50,10 @@ def _conclude(results: Mapping[str, tuple[Path, Summary, float]], console: Conso
     difference = largest_difference(here / "model", there / "model")
     console.rows("demo", rows)
     if difference > SAME:
-        raise WorkerError(f"demo: the weights differ by {difference:.1e} (relative), more than {SAME:g}; see {here} and {there}")
+        raise WorkerError(f"demo: the weights differ by {difference:.1e}, more than {SAME:g}; see {here} and {there}")
     found: dict[str, Any] = {summary["split"]: headline(summary), "largest relative difference of a weight": difference}
     name = reference(here)
-    more = [f"hanse evaluate {name}", f"hanse runs compare {name} {reference(there)}", "hanse train configs/train/gpt.yaml"]
+    more = [f"hanse evaluate {name}", f"hanse runs compare {name} {reference(there)}", f"hanse train {TEXT_CONFIG}"]
     console.end(here, found, more)
 
 

@@ -1,4 +1,4 @@
-"""`hanse runs list|show|compare|remove`: what has been trained here. Standard library only, so that it comes at once."""
+"""`hanse runs list|show|compare|remove`: what has been trained here. Standard library only: it comes at once."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, DataError
-from core.store import Run, find_run, is_run, list_runs, read_run, remove as remove_run, runs_root
+from core.store import Run, find_run, is_run, list_runs, read_run, runs_root
+from core.store import remove as remove_run
 from hanse.console import Console, JsonConsole
 from hanse.format import duration, number, size
 
@@ -63,11 +64,12 @@ def compare(references: Sequence[str], console: Console) -> int:
     differing = [key for key in keys if len({config.get(key, "-") for config in configs}) > 1]
     metrics = [run.summary().get("metrics", {}) for run in found]
     names = list(dict.fromkeys(name for metric in metrics for name in metric))
-    rows: list[dict[str, object]] = []
-    for key in differing:
-        rows.append({"what": key, **{_tag(run): c.get(key, "-") for run, c in zip(found, configs, strict=True)}})
-    for name in names:
-        rows.append({"what": name, **{_tag(r): _cell(m.get(name)) for r, m in zip(found, metrics, strict=True)}})
+
+    def row(what: str, values: Sequence[str]) -> dict[str, object]:
+        return {"what": what, **{run.id: value for run, value in zip(found, values, strict=True)}}
+
+    rows = [row(key, [config.get(key, "-") for config in configs]) for key in differing]
+    rows += [row(name, [_cell(metric.get(name)) for metric in metrics]) for name in names]
     if rows:
         console.rows("difference", rows)
     said = {"config keys that differ": len(differing), "metrics": len(names)}
@@ -131,10 +133,6 @@ def _age(start: object) -> str:
 
 def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-
-
-def _tag(run: Run) -> str:
-    return run.id
 
 
 def _cell(value: object) -> str:

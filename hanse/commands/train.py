@@ -76,7 +76,8 @@ def reference(path: Path) -> str:
 def headline(summary: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that say at a glance how good a model is, the best-known first."""
     metrics = summary.get("metrics", {})
-    return {name: metrics[name] for name in ("accuracy", "r2", "perplexity", "bits_per_byte", "loss") if name in metrics}
+    names = ("accuracy", "r2", "perplexity", "bits_per_byte", "loss")
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 def _shown(summary: Mapping[str, Any], console: Console) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Training through Ray Train: the numbers of one process, a worker that dies, and a clean end. Each starts a real Ray."""
+"""Training through Ray Train: the numbers of one process, a worker that dies, a clean end. Each starts a real Ray."""
 
 import json
 import os

@@ -316,5 +316,5 @@ def test_a_bad_setting_is_refused_by_its_name(field: str, value: float) -> None:
 
 @pytest.mark.parametrize("field", [{"greedy": True}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}])
 def test_beams_do_not_go_with_chance(field: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="^beams"):
+    with pytest.raises(ValueError, match=r"^beams"):
         Sampling(beams=2, **field)

@@ -233,10 +233,10 @@ def _json_column(values: list[Any]) -> NDArray[Any]:
 def read_numpy(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file by name, or of an npy file as `inputs`. Nothing is unpickled."""
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays = (
-            {"inputs": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
-        )
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            is_one = isinstance(content, np.ndarray)
+            arrays = {"inputs": content} if is_one else {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path}: not a readable NumPy file without Python objects: {str(error).splitlines()[0]}"

@@ -1,4 +1,4 @@
-"""Image files: MNIST IDX, CIFAR binary, npz and npy arrays. Pixels stay raw; labels are class indices, names or values."""
+"""Image files: MNIST IDX, CIFAR binary, npz and npy arrays. Pixels stay raw; labels are indices, names or values."""
 
 import gzip
 import zlib
@@ -203,10 +203,8 @@ def _read_named_sets(path: Path, arrays: dict[str, NDArray[Any]], fingerprint: s
             images.append(pixels)
             labels.append(_labels(path, arrays[f"y_{suffix}"], len(pixels)))
             names.append(name)
-    if len({part.shape[1:] for part in images}) > 1:
-        raise DataError(
-            f"{path}: the sets hold images of different shapes: {', '.join(str(list(p.shape)) for p in images)}"
-        )
+    if len({(part.shape[1:], part.dtype) for part in images}) > 1:
+        raise DataError(f"{path}: the sets differ: {', '.join(f'{p.dtype} {list(p.shape)}' for p in images)}")
     sets = joined(images, labels, names)
     if len(names) == 1:
         sets["parts"] = {}

@@ -97,6 +97,17 @@ def test_dropout_acts_only_with_a_key_and_follows_it(name: str) -> None:
     assert not torch.allclose(noisy, network(x, key + 1))
 
 
+def test_a_dropout_layer_drops_its_share_and_keeps_type_and_mean() -> None:
+    layer = Dropout(0.25)
+    x = torch.ones(64, 1000, dtype=torch.bfloat16)
+    y = layer(x, torch.arange(64))
+    assert y.dtype == x.dtype
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert y.float().mean().item() == pytest.approx(1, abs=0.01)
+    layer.salt = 1
+    assert not torch.equal(y, layer(x, torch.arange(64)))
+
+
 @everywhere
 def test_vmap_over_members_gives_what_each_member_gives_alone(name: str) -> None:
     networks, spec = [build(name, seed)[0] for seed in range(3)], ZOO[name][1]

@@ -1,0 +1,50 @@
+"""`hanse generate MODEL prompt="..."`: text from a language model, on the screen as it is written."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from core.config import parse, read_overrides
+from core.errors import ConfigError
+from hanse.console import Console, JsonConsole
+from hanse.inference import load_model
+from hanse.writer import Writing, write
+
+TEXTS = ("prompt", "stop")  # taken as they are: a prompt with a colon in it is no YAML
+
+
+def run(reference: str, words: Sequence[str], console: Console) -> int:
+    """Writes prompt and continuation to standard output, and nothing else, so that it can be piped."""
+    writing = read_writing(words)
+    model = load_model(reference)
+    pieces = write(model, writing)
+    if isinstance(console, JsonConsole):
+        text = []
+        for piece in filter(None, pieces):
+            text.append(piece)
+            console.event("text", text=piece)
+        console.end(model.directory, {"prompt": writing.prompt, "text": "".join(text)})
+        return 0
+    sys.stdout.write(writing.prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
+
+
+def read_writing(words: Sequence[str]) -> Writing:
+    """The options. `stop` may be given several times; in texts `\\n` and `\\t` mean what they mean in code."""
+    given: dict[str, list[str]] = {name: [] for name in TEXTS}
+    others = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in TEXTS and equals:
+            given[key].append(value.replace("\\n", "\n").replace("\\t", "\t"))
+        else:
+            others.append(word)
+    options: dict[str, Any] = read_overrides(others)
+    writing = parse(Writing, {**options, "prompt": "".join(given["prompt"]), "stop": given["stop"]})
+    if len(given["prompt"]) != 1:
+        raise ConfigError('prompt: give the text to go on from once, for example prompt="The "')
+    return writing

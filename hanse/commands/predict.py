@@ -1,0 +1,50 @@
+"""`hanse predict MODEL data.path=FILE [out=FILE]`: a class with its probability, or a value, for every row."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.atomic import replace_text
+from core.config import read_overrides
+from core.errors import ConfigError
+from hanse.console import Console, JsonConsole
+from hanse.format import number
+from hanse.inference import Prediction, load_model, predict
+
+SHOWN = 20  # rows on the screen
+
+
+def run(reference: str, words: Sequence[str], console: Console) -> int:
+    """Writes the answers to `out`, else shows the first of them."""
+    overrides = read_overrides(words)
+    out = overrides.pop("out", None)
+    if out is not None and Path(str(out)).suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"out: should end in .csv or .jsonl, got {out!r}")
+    answers = predict(load_model(reference), overrides)
+    if out is not None:
+        replace_text(Path(str(out)), _text(answers, Path(str(out)).suffix))
+        console.end(out, {"rows": len(answers)})
+        return 0
+    shown = answers if isinstance(console, JsonConsole) else answers[:SHOWN]
+    console.rows("prediction", [_readable(answer, console) for answer in shown])
+    again = " ".join(["hanse predict", reference, *words, "out=answers.csv"])
+    console.end(None, {"rows": len(answers), "shown": len(shown)}, [again])
+    return 0
+
+
+def _text(answers: Sequence[Prediction], suffix: str) -> str:
+    if suffix == ".jsonl":
+        return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(answers[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(answers)
+    return text.getvalue()
+
+
+def _readable(answer: Prediction, console: Console) -> dict[str, object]:
+    if isinstance(console, JsonConsole):
+        return answer
+    return {key: number(value) if isinstance(value, float) else value for key, value in answer.items()}
