@@ -18,6 +18,7 @@ from core.runtime import Record, Runtime, choose_device
 from core.store import RunDirectory, find_run, is_run, read_run, runs_root
 from hanse.console import Console
 from hanse.interrupt import interruptible
+from hanse.report import write_report
 from hanse.writer import continuations
 
 Config = str | Path | Mapping[str, Any]
@@ -138,16 +139,18 @@ def _origin(run: TrainRun) -> dict[str, Any]:
 
 @contextmanager
 def _recorded(directory: RunDirectory) -> Iterator[None]:
-    """Whatever ends the run is written into run.json."""
+    """However the run ends, run.json says so and report.html shows it."""
     try:
         yield
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         try:
             directory.finish("stopped" if interrupted else "failed", str(error) or type(error).__name__)
+            write_report(directory.path)
         except ResourceError as full:  # a full disk may be what ended it
-            error.add_note(f"and run.json could not be written: {full}")
+            error.add_note(f"and run.json or the report could not be written: {full}")
         raise
+    write_report(directory.path)
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def open_table(preprocess: Preprocess, config: Table) -> Data:
             targets = torch.from_numpy(known_labels(values, fitted.target, spec.classes, source))
         else:
             targets = fitted.real_targets(_reals(values, fitted.target, source))
-    return Data(preprocess, source.fingerprint, {"test": Stacked(inputs, targets, _weights(config, source))})
+    weight = _weights(config, source) if config.weight in source.columns else None
+    return Data(preprocess, source.fingerprint, {"test": Stacked(inputs, targets, weight)})
 
 
 def _read(config: Table) -> Source:

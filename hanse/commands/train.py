@@ -65,7 +65,7 @@ def next_commands(path: Path, train: TrainRun) -> list[str]:
     """What a user would do with the trained model."""
     name = reference(path)
     use = f'generate {name} prompt="The "' if train.recipe.goal.target == "token" else f"evaluate {name}"
-    return [f"hanse {use}", f"hanse runs show {name}"]
+    return [f"hanse {use}", f"open {path / 'report.html'}"]
 
 
 def reference(path: Path) -> str:

@@ -254,6 +254,15 @@ def test_a_run_that_went_back_drops_the_steps_it_left_behind(tmp_path):
     assert load_latest(tmp_path).snapshot.step == 150
 
 
+def test_what_best_points_to_stays_even_if_the_run_went_back_before_it(tmp_path):
+    with Checkpointer(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(snapshot(100))
+        checkpoints.save(snapshot(300), best=True)
+    filled(tmp_path, 150, keep_last=1)
+    assert steps(tmp_path) == [150, 300]
+    assert load_best(tmp_path).step == 300
+
+
 def test_steps_are_ordered_as_numbers(tmp_path):
     filled(tmp_path, 999_999, 1_000_000, keep_last=1)
     assert steps(tmp_path) == [1_000_000]

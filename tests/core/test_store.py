@@ -348,3 +348,35 @@ def test_a_directory_named_latest_is_left_alone(tmp_path):
     assert (tmp_path / "latest").is_dir() and not (tmp_path / "latest").is_symlink()
     assert find_run(tmp_path, "latest").path == path
     assert not list(tmp_path.glob(f"{store.TEMPORARY}*"))
+
+
+# --- several processes of one run ----------------------------------------------------------------------------------
+
+
+def test_a_worker_writes_into_the_run_that_another_process_holds_and_the_holder_reads_along(tmp_path):
+    with RunDirectory.create(tmp_path / "run", seed=1) as holder:
+        follower = holder.follow()
+        worker = RunDirectory.join(holder.path)
+        worker.record({"event": "started", "step": 0})
+        worker.record({"step": 1, "split": "train", "loss": 2.0})
+        worker.update(parameters=5)
+        assert [record.get("event", record.get("step")) for record in follower.new()] == ["started", 1]
+        assert follower.new() == []
+        worker.close()
+        assert is_locked(holder.path)  # a worker that ends does not end the run
+        holder.update(data="digits")
+        assert {"seed": 1, "parameters": 5, "data": "digits"}.items() <= holder.run.record.items()
+
+
+def test_what_a_restarted_worker_does_again_is_recorded_once_and_reported_again(tmp_path):
+    with RunDirectory.create(tmp_path / "run") as holder:
+        follower = holder.follow()
+        for first, last in ((0, 6), (4, 8)):  # killed after step 6, its last checkpoint is of step 4
+            worker = RunDirectory.join(holder.path)
+            worker.record({"event": "started", "step": first})
+            for step in range(first + 1, last + 1):
+                worker.record({"step": step, "loss": 1 / step})
+            worker.close()
+            reported = [record["step"] for record in follower.new() if "event" not in record]
+            assert reported == list(range(first + 1, last + 1))
+        assert [record["step"] for record in holder.run.metrics()] == list(range(1, 9))

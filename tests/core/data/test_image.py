@@ -278,6 +278,14 @@ def test_another_folder_is_prepared_as_the_training_folder_was(tmp_path: Path) -
     assert torch.allclose(other.splits["test"].inputs[0], expected, atol=1e-6)
 
 
+def test_of_other_files_with_a_test_set_only_that_is_opened(tmp_path: Path) -> None:
+    path = str(write_mnist(tmp_path))
+    data = load(Image(path=path), "class")
+    opened = open_with(data.preprocess, Image(path=path)).splits["test"]
+    assert torch.equal(opened.take(torch.arange(12))[0], data.splits["test"].take(torch.arange(12))[0])
+    assert len(opened) == 12
+
+
 def test_pixels_mean_the_same_whatever_their_range(tmp_path: Path) -> None:
     data = load(Image(), "class")  # 0..16
     white = np.full((1, 8, 8), 255, np.uint8)

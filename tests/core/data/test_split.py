@@ -37,9 +37,9 @@ def test_every_class_is_held_out_in_proportion() -> None:
 
 
 def test_a_class_of_one_row_trains() -> None:
-    labels = np.array([0] * 40 + [1])
-    for seed in range(20):
-        assert 40 in split_rows(41, Split(0.2, 0.3), seed, labels)["train"]
+    labels = np.array([0] * 20 + [1, 2, 3, 4, 5] + [6] * 20)
+    for seed in range(5):
+        assert {20, 21, 22, 23, 24} <= set(split_rows(45, Split(0.2, 0.3), seed, labels)["train"].tolist())
 
 
 def test_a_split_that_leaves_no_training_rows_is_refused() -> None:

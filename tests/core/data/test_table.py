@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,14 @@ def test_another_file_is_prepared_as_the_training_file_was(tmp_path: Path) -> No
     assert other.targets.tolist() == [1, 0]
     assert other.inputs[0, 0] == pytest.approx((25 - fitted.features[0].mean) / fitted.features[0].std)
     assert other.inputs[:, 1:4].tolist() == [[0, 0, 1], [0, 0, 0]]  # a city never seen in training has no input
+
+
+def test_a_file_without_the_weight_column_weighs_all_rows_alike(tmp_path: Path) -> None:
+    config = Table(path=str(write(tmp_path / "a.csv")), columns=("city",), weight="age")
+    data = load(config, "class")
+    path = write_csv(tmp_path / "b.csv", [("Ulm",), ("Kiel",)], ("city",))
+    (batch,) = open_with(data.preprocess, replace(config, path=str(path))).shard().held_out("test", 10)
+    assert batch["weight"].tolist() == [1, 1]
 
 
 def test_a_file_without_targets_gives_batches_without_targets(tmp_path: Path) -> None:
