@@ -144,6 +144,9 @@ def resume(learner: Learner, checkpoints: Checkpointer | None, runtime: Runtime 
     snapshot = share(restored.snapshot if restored else None, runtime)
     for path, reason in restored.rejected if restored else ():
         runtime.report({"event": "checkpoint_rejected", "checkpoint": path.name, "reason": reason})
+    if restored and restored.rejected and snapshot is None:
+        path, reason = restored.rejected[0]
+        raise DataError(f"resume: no checkpoint is whole ({reason}); remove {path.parent} to train from the start")
     if snapshot is None:
         return
     put_weights(learner.task, snapshot.tensors["model"])

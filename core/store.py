@@ -382,7 +382,9 @@ class Follower:
         if _size(path) <= self._at[name]:
             return []
         with path.open("rb") as file:
-            file.seek(self._at[name])
+            file.seek(max(0, self._at[name] - 1))
+            if self._at[name] and file.read(1) != b"\n":
+                return []  # another file of that name by now; the event that says so comes with the next call
             whole, newline, _ = file.read().rpartition(b"\n")
         self._at[name] += len(whole) + len(newline)
         return [json.loads(line) for line in whole.splitlines()]

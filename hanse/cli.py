@@ -50,6 +50,12 @@ class Verbs(typer.core.TyperGroup):
             raise click.UsageError(f"{ctx.command_path} {name}: no such command; {hint}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # which typer would end without a word
+            raise click.Abort from None
+
 
 def _typer(description: str) -> typer.Typer:
     return typer.Typer(

@@ -25,6 +25,7 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
         words_again = " ".join([f"hanse train {file}", *again, f"resume={reference(path)}"])
         console.end(path, _shown(summary, console), [words_again])
         return INTERRUPTED
+    console.say(f"report  {path / 'report.html'}")
     console.end(path, _shown(summary, console), next_commands(path, train))
     return 0
 
@@ -65,7 +66,7 @@ def next_commands(path: Path, train: TrainRun) -> list[str]:
     """What a user would do with the trained model."""
     name = reference(path)
     use = f'generate {name} prompt="The "' if train.recipe.goal.target == "token" else f"evaluate {name}"
-    return [f"hanse {use}", f"open {path / 'report.html'}"]
+    return [f"hanse {use}", f"hanse runs show {name}"]
 
 
 def reference(path: Path) -> str:
