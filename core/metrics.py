@@ -45,16 +45,17 @@ class Metrics(ABC):
         classes: tuple[str, ...] = (),
         bytes_per_token: float | Tensor | None = None,
         smoothed: bool = False,
+        unit: float = 1.0,
     ) -> "Metrics":
         """The metrics for targets "class", "real" or "token" with so many outputs.
 
         `bytes_per_token`, a mean or one number per token id [V], adds bits per byte. `smoothed` says that the losses
-        contain label smoothing, so that perplexity must not be taken from them.
+        contain label smoothing, so that perplexity must not be taken from them. `unit`: see `RealMetrics`.
         """
         if target == "class":
             return ClassMetrics(outputs, classes)
         if target == "real":
-            return RealMetrics(outputs)
+            return RealMetrics(outputs, unit)
         if target == "token":
             return TokenMetrics(outputs, bytes_per_token, smoothed)
         raise ConfigError(f"objective: there are no metrics for the target '{target}'")
@@ -261,13 +262,13 @@ class TokenMetrics(Metrics):
 class RealMetrics(Metrics):
     """Values [B, K] against targets [B, K]: R2, MAE and RMSE, each the mean over the K targets.
 
-    `center` is about what the sums of squares are taken, the same for all states that merge. R2 loses digits as
-    (mean - center)^2 / variance grows: of float64's 16 about 6 at a ratio of 1e6.
+    `unit` is what 1 stands for, such as the standard deviation that targets were divided by: MAE and RMSE are given in
+    the user's units. R2 loses digits as mean^2 / variance grows: of float64's 16 about 6 at a ratio of 1e6.
     """
 
-    def __init__(self, outputs: int, center: float | Tensor = 0.0) -> None:
+    def __init__(self, outputs: int, unit: float = 1.0) -> None:
         self.num_targets = outputs
-        self.center = torch.as_tensor(center, dtype=torch.float64)
+        self.unit = unit
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """By target: sums of the target, its square, the absolute and the squared error; examples: their weights."""
@@ -276,10 +277,9 @@ class RealMetrics(Metrics):
 
     def count(self, state: State, outputs: Tensor, targets: Tensor, examples: Tensor) -> None:
         """Adds over rows."""
-        self.center = self.center.to(targets.device)
         row = examples[:, None]
         counts = row > 0
-        values = torch.where(counts, targets.double() - self.center, 0.0)
+        values = torch.where(counts, targets.double(), 0.0)
         error = torch.where(counts, outputs.double() - targets.double(), 0.0)
         state["examples"] += examples.sum()
         state["target"] += (values * row).sum(0)
@@ -292,7 +292,8 @@ class RealMetrics(Metrics):
         n = state["examples"]
         spread = state["square"] - state["target"].square() / n
         mse = state["squared_error"] / n
-        values = {"mae": (state["absolute_error"] / n).mean().item(), "rmse": mse.sqrt().mean().item()}
+        mae = state["absolute_error"] / n
+        values = {"mae": self.unit * mae.mean().item(), "rmse": self.unit * mse.sqrt().mean().item()}
         if (spread > 1e-13 * state["square"]).all():  # below is rounding of a constant
             values["r2"] = (1 - state["squared_error"] / spread).mean().item()
         return values

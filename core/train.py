@@ -147,7 +147,7 @@ def metrics_of(recipe: Recipe, shard: Shard) -> Metrics:
     """What is measured on held-out data for this recipe's objective."""
     goal, spec = recipe.goal, shard.spec
     smoothed = getattr(goal, "label_smoothing", 0.0) > 0
-    return Metrics.of(goal.target, spec.outputs, spec.classes, shard.bytes_per_token, smoothed)
+    return Metrics.of(goal.target, spec.outputs, spec.classes, shard.bytes_per_token, smoothed, shard.unit)
 
 
 def due(step: int, every: int, steps: int) -> bool:

@@ -21,6 +21,8 @@ from hanse.interrupt import interruptible
 from hanse.report import write_report
 from hanse.writer import continuations
 
+# Of a recipe, what may be other when a run goes on: none of it moves a weight of a step that was taken.
+FREE = {f"train.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep_last", "evaluate_batch")}
 Config = str | Path | Mapping[str, Any]
 
 
@@ -94,7 +96,7 @@ def _require_same_recipe(saved: TrainRun, run: TrainRun, file: Path) -> None:
     where = {f.name for f in dataclasses.fields(TrainRun)}
     for key in [*old, *new]:
         was, now = (repr(config[key]) if key in config else "absent" for config in (old, new))
-        if was == now or key == "train.steps" or key.partition(".")[0] in where:
+        if was == now or key in FREE or key.partition(".")[0] in where:
             continue
         raise ConfigError(
             f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe "

@@ -184,6 +184,11 @@ class Data:
         """[V] float64: the bytes of text that each token stands for; None for other data than text."""
         return self.preprocess.tokenizer.token_bytes() if self.spec.kind == "text" else None
 
+    @property
+    def unit(self) -> float:
+        """What 1 in real targets stands for in the target column's units; 1 where they were not normalized."""
+        return float(getattr(self.preprocess.fitted, "target_std", 1.0))
+
     def shard(self, rank: int = 0, world: int = 1) -> "Shard":
         """The share of one of `world` ranks."""
         from core.data.shard import Shard

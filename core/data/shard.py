@@ -97,6 +97,11 @@ class Shard:
         """[V] float64, see `Data.bytes_per_token`."""
         return self.data.bytes_per_token
 
+    @property
+    def unit(self) -> float:
+        """See `Data.unit`."""
+        return self.data.unit
+
     def steps_per_epoch(self, train: Schedule) -> int:
         """Global batches in which every training example appears once."""
         return ceil_div(len(self._examples("train")), train.batch_size)

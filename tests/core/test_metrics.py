@@ -160,10 +160,19 @@ def test_regression_metrics_are_those_of_scikit_learn(seed: int, rows: int) -> N
     assert metrics.compute(measured(metrics, (outputs, batch))) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("offset, center, digits", [(1e3, 0.0, 1e-9), (1e6, 0.0, 1e-3), (1e6, 1e6, 1e-12)])
-def test_r2_keeps_its_digits_far_from_zero(offset: float, center: float, digits: float) -> None:
+def test_errors_of_normalized_targets_are_given_in_the_users_units() -> None:
+    outputs, batch = real_rows(torch.Generator().manual_seed(1), 50, 0.0)
+    plain, scaled = (RealMetrics(2, unit) for unit in (1.0, 20.0))
+    before, after = (metrics.compute(measured(metrics, (outputs, batch))) for metrics in (plain, scaled))
+    assert after["mae"] == pytest.approx(20 * before["mae"])
+    assert after["rmse"] == pytest.approx(20 * before["rmse"])
+    assert after["r2"] == before["r2"]
+
+
+@pytest.mark.parametrize("offset, digits", [(1e3, 1e-9), (1e6, 1e-3)])
+def test_r2_keeps_its_digits_far_from_zero(offset: float, digits: float) -> None:
     outputs, batch = real_rows(torch.Generator().manual_seed(0), 500, offset)
-    metrics = RealMetrics(2, center)
+    metrics = RealMetrics(2)
     state = measured(metrics, (outputs, batch), [100] * 5)
     w = batch["weight"].double().numpy()
     expected = reference.r2_score(batch["targets"].numpy(), outputs.numpy(), sample_weight=w)

@@ -20,8 +20,9 @@ VERBS = ("train", "evaluate", "predict", "generate", "demo", "doctor", "runs", "
 def test_the_help_names_every_verb_and_fits_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == list(VERBS)
-    assert all(len(line) <= 80 and not line.endswith("...") for line in lines[2:])
+    commands = lines[lines.index("Commands:") + 1 :]
+    assert [line.split()[0] for line in commands] == list(VERBS)
+    assert all(len(line) <= 80 and not line.endswith("...") for line in commands)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -43,7 +43,7 @@ def test_a_token_does_not_see_what_follows_it(shape: str) -> None:
 
 
 @every_shape
-def test_order_matters(shape: str) -> None:
+def test_the_order_of_earlier_tokens_matters(shape: str) -> None:
     network, x = network_of(shape), tokens(2, 12)
     turned = torch.cat([x[:, :10].flip(1), x[:, 10:]], dim=1)
     assert not torch.allclose(network(x)[:, -1], network(turned)[:, -1], atol=1e-3)

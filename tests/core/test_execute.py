@@ -1,0 +1,125 @@
+"""A whole run in its directory: what it leaves, and that what it leaves can be used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core import artifact
+from core.config import apply, parse_run
+from core.data import load
+from core.errors import DataError
+from core.execute import Summary, execute
+from core.models.hub import to_hugging_face
+from core.recipe import TrainRun
+from core.runtime import LOCAL, Runtime
+from core.store import RunDirectory
+
+DIGITS = {
+    "data": {"kind": "image"},
+    "model": {"kind": "mlp", "hidden": [16]},
+    "optimizer": {"kind": "adamw", "lr": 0.02},
+    "train": {"steps": 30, "batch_size": 100, "evaluate_every": 10},
+}
+
+
+def run(folder: Path, **changes: Any) -> Summary:
+    parsed = parse_run(TrainRun, apply(DIGITS, {key.replace("__", "."): value for key, value in changes.items()}))
+    with RunDirectory.create(folder) as directory:
+        return execute(parsed, directory, Runtime(report=directory.record))
+
+
+def test_a_finished_run_leaves_a_model_that_scores_what_the_summary_says(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run")
+    model = artifact.load(tmp_path / "run" / "model")
+    data = load(model.recipe.data, "class", model.recipe.seed)
+    batch = next(data.shard().held_out("test", 10_000))
+    with torch.no_grad():
+        right = model.task.network(batch["inputs"]).argmax(1) == batch["targets"]
+    assert summary["metrics"]["accuracy"] == pytest.approx(right.float().mean().item())
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["weights_sha256"] == summary["weights_sha256"]
+
+
+def test_a_run_directory_works_after_it_was_moved_and_holds_no_path_of_the_machine(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    artifact.load(tmp_path / "moved" / "model")
+    for file in (tmp_path / "moved").rglob("*"):
+        if file.is_file() and file.suffix != ".safetensors":
+            assert str(tmp_path) not in file.read_text(), file
+
+
+def test_the_best_weights_become_the_model_if_the_recipe_says_so(tmp_path: Path) -> None:
+    last = run(tmp_path / "last", optimizer__lr=0.2, train__steps=200)  # by then it has overfitted
+    best = run(tmp_path / "best", optimizer__lr=0.2, train__steps=200, train__keep="best")
+    assert best["best"] == last["best"]
+    assert best["best"]["step"] < 200
+    assert best["weights_sha256"] != last["weights_sha256"]
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    fresh = run(tmp_path / "fresh", train__steps=1)
+    tuned = run(tmp_path / "tuned", train__steps=1, init=str(tmp_path / "first" / "model"))
+    assert tuned["metrics"]["loss"] < fresh["metrics"]["loss"] / 2
+    events = [json.loads(line) for line in (tmp_path / "tuned" / "events.jsonl").read_text().splitlines()]
+    assert next(e for e in events if e["event"] == "initialized")["fresh"] == []
+
+
+def test_a_run_can_start_from_a_hugging_face_directory(tmp_path: Path) -> None:
+    text = {
+        "data": {"kind": "text", "context": 16, "limit_bytes": 20000},
+        "model": {"kind": "gpt", "layers": 1, "heads": 2, "width": 16},
+        "train": {"steps": 1, "batch_size": 4},
+    }
+    recipe = parse_run(TrainRun, text).recipe
+    data = load(recipe.data, "token", 1)
+    network = recipe.model.build(data.spec)
+    config, weights = to_hugging_face(network, recipe.model, data.spec)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    import safetensors.torch
+
+    safetensors.torch.save_file({n: t.contiguous() for n, t in weights.items()}, tmp_path / "hub" / "model.safetensors")
+    parsed = parse_run(TrainRun, {**text, "init": str(tmp_path / "hub"), "optimizer": {"kind": "sgd", "lr": 1e-12}})
+    with RunDirectory.create(tmp_path / "run") as directory:
+        execute(parsed, directory, LOCAL)
+    trained = artifact.load(tmp_path / "run" / "model").task.network.state_dict()
+    assert all(torch.allclose(t, trained[name], atol=1e-6) for name, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ("config.json", "it has no config.json"),
+        ("model.safetensors", "no such file"),
+        ("preprocess.json", "preprocess.json"),
+    ],
+)
+def test_an_incomplete_model_directory_is_refused(tmp_path: Path, damage: str, message: str) -> None:
+    run(tmp_path / "run", train__steps=1)
+    (tmp_path / "run" / "model" / damage).unlink()
+    with pytest.raises(DataError, match=message):
+        artifact.load(tmp_path / "run" / "model")
+
+
+def test_a_truncated_model_file_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run", train__steps=1)
+    file = tmp_path / "run" / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(DataError, match="damaged or not a safetensors file"):
+        artifact.load(tmp_path / "run" / "model")
+
+
+def test_regression_is_scored_in_the_units_of_the_target(tmp_path: Path) -> None:
+    summary = run(
+        tmp_path / "run",
+        data={"kind": "table", "path": "bundled:diabetes"},
+        objective={"kind": "regression"},
+        train__steps=100,
+        optimizer__lr=0.01,
+    )
+    assert 30 < summary["metrics"]["rmse"] < 90  # the target's standard deviation is 77
+    assert summary["metrics"]["r2"] > 0
