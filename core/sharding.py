@@ -33,7 +33,10 @@ def sharded_like(tensor: Tensor, like: Tensor, *, is_everywhere: bool = False) -
 
 
 def shard(module: torch.nn.Module, device: str, world: int) -> torch.nn.Module:
-    """FSDP2 over all ranks: each block of a stack is a unit of its own, the rest one more."""
+    """FSDP2 over all ranks: each block of a stack is a unit of its own, the rest one more.
+
+    All are sharded again after every forward pass, so that an evaluation does not leave whole parameters behind.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -41,6 +44,6 @@ def shard(module: torch.nn.Module, device: str, world: int) -> torch.nn.Module:
     for child in list(module.modules()):
         if isinstance(child, torch.nn.ModuleList):
             for block in child:
-                fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+                fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return module

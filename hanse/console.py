@@ -123,7 +123,7 @@ class PlainConsole(Console):
         print(error_line(message), file=sys.stderr, flush=True)
 
     def _print(self, *lines: str) -> None:
-        print(*lines, sep="\n", file=self._out or sys.stdout, flush=True)
+        print("\n".join([*lines, ""]), end="", file=self._out or sys.stdout, flush=True)  # in one piece, as below
 
 
 class JsonConsole(Console):
@@ -169,7 +169,8 @@ class JsonConsole(Console):
         print(error_line(message), file=sys.stderr, flush=True)
 
     def _print(self, record: Mapping[str, Any]) -> None:
-        print(json.dumps(jsonable(record), ensure_ascii=False, allow_nan=False), file=self._out, flush=True)
+        line = json.dumps(jsonable(record), ensure_ascii=False, allow_nan=False) + "\n"
+        print(line, end="", file=self._out, flush=True)  # in one piece: Ctrl-C is reported from a thread of its own
 
 
 def jsonable(value: Any) -> Any:

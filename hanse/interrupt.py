@@ -30,7 +30,7 @@ class Stopping:
 def interruptible(first: Callable[[], None], abort: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether to stop. `first` runs at the first signal, `abort` at the second, and then
     the process ends with 130: no clean-up, because the main thread may be stuck. Files are whole at any time, and the
-    processes of an embedded Ray end with ours.
+    processes of an embedded Ray are ended too.
 
     In a thread other than the main one signals cannot be caught, and nothing ever asks to stop.
     """
@@ -66,10 +66,20 @@ def _listen(reading: int, asked: threading.Event, first: Callable[[], None], abo
             asked.set()
             first()
             continue
-        patience = threading.Timer(PATIENCE_S, os._exit, [INTERRUPTED])
+        patience = threading.Timer(PATIENCE_S, os._exit, [INTERRUPTED])  # should `abort` not come back
         patience.daemon = True
         patience.start()
         try:
             abort()
         finally:
+            _end_children()
             os._exit(INTERRUPTED)
+
+
+def _end_children() -> None:
+    """Ends what this process has started: of an embedded Ray, some processes would linger for half a minute."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

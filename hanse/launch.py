@@ -16,7 +16,7 @@ from core.execute import Summary, execute
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.store import RunDirectory, find_run, is_run, read_run, runs_root
-from hanse.console import Console
+from hanse.console import Console, JsonConsole
 from hanse.interrupt import interruptible
 from hanse.report import write_report
 from hanse.writer import continuations
@@ -169,7 +169,11 @@ def _stopping(directory: RunDirectory, console: Console) -> Iterator[Callable[[]
 
 
 def _work(run: TrainRun, directory: RunDirectory, console: Console, stopping: Callable[[], bool]) -> Summary:
+    is_for_programs = isinstance(console, JsonConsole)
+
     def show(record: Record) -> None:
+        if record.get("event") == "started" and not record["step"] and not is_for_programs:
+            return  # the first line of progress says as much
         if "event" in record:
             fields = {key: value for key, value in record.items() if key not in ("event", "time")}
             console.event(str(record["event"]), **fields)

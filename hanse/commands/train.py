@@ -25,6 +25,7 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
         words_again = " ".join([f"hanse train {file}", *again, f"resume={reference(path)}"])
         console.end(path, _shown(summary, console), [words_again])
         return INTERRUPTED
+    console.close()  # the live table stands; what follows comes under it
     console.say(f"report  {path / 'report.html'}")
     console.end(path, _shown(summary, console), next_commands(path, train))
     return 0

@@ -97,6 +97,23 @@ def test_four_workers_on_half_a_processor_each_give_the_numbers_of_one(alone: Pa
     assert difference(alone, result.run) < 1e-5
 
 
+def test_an_elastic_run_gives_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", workers={"min": 1, "max": 2})
+    assert difference(alone, result.run) < 1e-5
+
+
+def test_a_sharded_run_on_a_cluster_at_an_address_gives_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        result = train(tmp_path / "run", workers=2, strategy="fsdp", address=cluster.address)
+    finally:
+        cluster.shutdown()
+    assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
+    assert difference(alone, result.run) < 1e-5
+
+
 def test_an_error_in_a_worker_is_the_users_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.csv"):
         train(tmp_path / "run", workers=2, **{"data__kind": "table", "data__path": str(tmp_path / "missing.csv")})

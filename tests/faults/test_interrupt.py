@@ -132,7 +132,7 @@ def test_ctrl_c_stops_a_run_on_ray_workers_with_a_checkpoint_and_a_second_one_en
     ctrl_c(second)
     second.communicate(timeout=30)
     assert second.returncode == 130
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
 
 

@@ -2,12 +2,16 @@
 accumulation, augmentation and dropout included. Real processes over gloo; `tests/cluster` does the same through Ray."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from core.checkpoint import Checkpointer
 from core.config import apply, parse
 from core.data import load
 from core.learner import whole_weights
@@ -83,6 +87,31 @@ def test_sharded_training_gives_the_weights_of_one_process(case: str) -> None:
     split_losses, split_weights = trained(2, "fsdp")[case]
     assert split_losses == pytest.approx(losses, rel=TOLERANCE)
     assert relative_difference(weights, split_weights) < TOLERANCE
+
+
+def train_in_two_parts(rank: int, world: int, folder: str, strategy: str) -> dict[str, Tensor]:
+    """Final weights of the first case, stopped after 4 steps and resumed."""
+    base, changes = CASES["mlp"]
+    recipe = parse(Recipe, apply(base, changes))
+    data, seen = load(recipe.data, recipe.goal.target, recipe.seed), [0]
+    for stop in (4, 1000):
+        runtime = Runtime(
+            rank=rank,
+            world=world,
+            strategy=strategy,
+            report=lambda record: seen.append(record["step"]),
+            should_stop=lambda stop=stop: seen[-1] >= stop,
+        )
+        with Checkpointer(Path(folder)) if rank == 0 else nullcontext() as checkpoints:
+            task = fit(recipe, data.shard(rank, world), runtime=runtime, checkpoints=checkpoints).task
+    return {k: v.clone() for k, v in whole_weights(task).items()}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_workers_resume_to_the_bits_of_an_undisturbed_run(tmp_path: Path, strategy: str) -> None:
+    resumed = on_ranks(2, train_in_two_parts, str(tmp_path), strategy)[0]
+    _, undisturbed = trained(2, strategy)["mlp"]
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
 
 
 def test_every_case_trains_at_all() -> None:
