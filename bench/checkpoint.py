@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.measure import emit
-from core.checkpoint import Checkpointer, Snapshot
+from core.storage.checkpoint import Checkpointer, Snapshot
 
 ROUNDS = 7
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.measure import alternate, emit
-from core.generate import Sampling, generate
+from core.generation.generate import Sampling, generate
 from core.models.hub import from_hugging_face
 
 BATCH, PROMPT, NEW = 16, 16, 128

@@ -13,7 +13,7 @@ from core.errors import ConfigError, DataError, HanseError, ResourceError, Worke
 from core.execute import Summary
 from core.recipe import Elastic, TrainRun
 from core.runtime import Record
-from core.store import RunDirectory
+from core.storage.store import RunDirectory
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer

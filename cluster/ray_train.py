@@ -20,7 +20,7 @@ from core.errors import HanseError
 from core.execute import Summary, execute
 from core.recipe import Elastic, TrainRun
 from core.runtime import Runtime
-from core.store import RunDirectory
+from core.storage.store import RunDirectory
 
 
 class Requests:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import artifact
-from core.checkpoint import Checkpointer, load_best
 from core.data import Data, load
 from core.learner import put_weights, share, whole_weights
 from core.recipe import TrainRun
 from core.runtime import Runtime
-from core.store import RunDirectory
+from core.storage import artifact
+from core.storage.checkpoint import Checkpointer, load_best
+from core.storage.store import RunDirectory
 from core.train import Result, evaluate, fit, metrics_of
 
 Summary = dict[str, Any]

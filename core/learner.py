@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core import optim
-from core.checkpoint import Checkpointer, Snapshot
 from core.data import Spec
 from core.errors import ConfigError, DataError
 from core.metrics import higher_is_better
@@ -20,6 +19,7 @@ from core.precision import Precision
 from core.recipe import Recipe
 from core.runtime import LOCAL, Runtime
 from core.sharding import sharded_like, whole
+from core.storage.checkpoint import Checkpointer, Snapshot
 from core.task import Task
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from core import health
-from core.checkpoint import Checkpointer
 from core.data import Shard
 from core.errors import ConfigError
 from core.learner import Learner, Progress, capture, resume, start
@@ -25,6 +24,7 @@ from core.precision import FULL, Precision
 from core.recipe import Recipe, Training
 from core.runtime import LOCAL, Runtime
 from core.sharding import whole
+from core.storage.checkpoint import Checkpointer
 from core.task import Batch, Task
 
 Ended = Literal["done", "early", "stopped"]

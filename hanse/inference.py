@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from core import artifact
-from core.artifact import Model
 from core.config import override
 from core.data import Data, load, open_with
 from core.errors import ConfigError, DataError
 from core.runtime import LOCAL, Runtime, choose_device
+from core.storage import artifact
+from core.storage.artifact import Model
 from core.train import evaluate as measure
 from core.train import metrics_of
 from hanse.launch import find_model

@@ -15,7 +15,7 @@ from core.errors import ConfigError, DataError, ResourceError
 from core.execute import Summary, execute
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
-from core.store import RunDirectory, find_run, is_run, read_run, runs_root
+from core.storage.store import RunDirectory, find_run, is_run, read_run, runs_root
 from hanse.console import Console, JsonConsole
 from hanse.interrupt import interruptible
 from hanse.report import write_report

@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from core.atomic import replace_text
 from core.errors import DataError, ResourceError
-from core.store import Record, Run, read_run
+from core.storage.atomic import replace_text
+from core.storage.store import Record, Run, read_run
 from hanse.format import duration, number, percent, size
 from hanse.report_charts import SMALL, Series, escape, heat_map, line_chart
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import artifact
-from core.artifact import Model
 from core.errors import ConfigError
-from core.generate import Sampling, generate, stream
+from core.generation.generate import Sampling, generate, stream
+from core.storage import artifact
+from core.storage.artifact import Model
 
 DEFAULT_LENGTH = 200  # new tokens, where the model's context has room for them
 PROMPTS = ("The ", "In ", "\n")  # of the samples that a run shows

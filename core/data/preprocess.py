@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.atomic import replace_text
 from core.data.config import BPE, Table
 from core.data.sources.columns import Columns, bad_cell
 from core.data.sources.files import nearest
 from core.data.spec import Spec
 from core.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from core.errors import DataError
+from core.storage.atomic import replace_text
 
 FORMAT = 1
 MAX_CATEGORIES = 256  # more different texts than this in a column are names or free text, not categories

@@ -145,7 +145,7 @@ class Block(nn.Module):
 
 
 class GPTNetwork(nn.Module):
-    """tokens [B, T] int64 -> logits [B, T, V] of each next token. `start` and `step` serve `core.generate`."""
+    """tokens [B, T] int64 -> logits [B, T, V] of each next token. `start` and `step` serve `core.generation`."""
 
     def __init__(self, config: GPT, spec: Spec) -> None:
         super().__init__()

@@ -170,7 +170,7 @@ class Memory:
 
 
 class RecurrentLM(nn.Module):
-    """tokens [B, T] int64 -> logits [B, T, V] of each next token. `start` and `step` serve `core.generate`."""
+    """tokens [B, T] int64 -> logits [B, T, V] of each next token. `start` and `step` serve `core.generation`."""
 
     context: int | None = None  # no limit: the state has a fixed size
 

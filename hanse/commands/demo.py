@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.artifact import read_weights
 from core.errors import DataError, WorkerError
 from core.execute import Summary
+from core.storage.artifact import read_weights
 from hanse import launch
 from hanse.commands.train import headline, reference
 from hanse.console import Console

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.atomic import replace_text
 from core.config import read_overrides
 from core.errors import ConfigError
+from core.storage.atomic import replace_text
 from hanse.console import Console, JsonConsole
 from hanse.format import number
 from hanse.inference import Prediction, load_model, predict

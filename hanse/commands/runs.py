@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, DataError
-from core.store import Run, find_run, is_run, list_runs, read_run, runs_root
-from core.store import remove as remove_run
+from core.storage.store import Run, find_run, is_run, list_runs, read_run, runs_root
+from core.storage.store import remove as remove_run
 from hanse.console import Console, JsonConsole
 from hanse.format import duration, number, size
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.config import dump_run, read_overrides, to_yaml
 from core.recipe import TrainRun
-from core.store import runs_root
+from core.storage.store import runs_root
 from hanse import launch
 from hanse.console import Console, JsonConsole
 from hanse.format import number, size

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import atomic, checkpoint
-from core.checkpoint import Checkpointer, Snapshot, load, load_best, load_latest
 from core.errors import DataError, ResourceError
+from core.storage import atomic, checkpoint
+from core.storage.checkpoint import Checkpointer, Snapshot, load, load_best, load_latest
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from core import artifact
 from core.config import apply, parse_run
 from core.data import load
 from core.errors import DataError
@@ -15,7 +14,8 @@ from core.execute import Summary, execute
 from core.models.hub import to_hugging_face
 from core.recipe import TrainRun
 from core.runtime import LOCAL, Runtime
-from core.store import RunDirectory
+from core.storage import artifact
+from core.storage.store import RunDirectory
 
 DIGITS = {
     "data": {"kind": "image"},

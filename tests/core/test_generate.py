@@ -9,10 +9,10 @@ from torch import Tensor
 
 from core.data.spec import Spec
 from core.errors import ConfigError
-from core.generate import Generation, Sampling, generate, stream
+from core.generation.generate import Generation, Sampling, generate, stream
+from core.generation.sampling import penalize
 from core.models import GPT, Recurrent
 from core.models.hub import to_hugging_face
-from core.sampling import penalize
 
 VOCABULARY = 11
 SPEC = Spec("text", (24,), VOCABULARY, "token")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core import store
 from core.errors import ConfigError, DataError, ResourceError
-from core.store import RunDirectory, find_run, is_locked, list_runs, read_run, remove, runs_root
+from core.storage import store
+from core.storage.store import RunDirectory, find_run, is_locked, list_runs, read_run, remove, runs_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,7 +134,7 @@ def test_the_environment_names_the_root(monkeypatch):
 
 HOLD = """
 import sys
-from core.store import RunDirectory
+from core.storage.store import RunDirectory
 directory = RunDirectory.open(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()
@@ -338,7 +338,9 @@ def test_removing_a_run_moves_latest_to_the_one_before(tmp_path):
 
 
 def test_the_store_imports_no_torch():
-    program = "import sys, core.store; print(sorted({'torch', 'numpy', 'yaml', 'pydantic'} & sys.modules.keys()))"
+    program = (
+        "import sys, core.storage.store; print(sorted({'torch', 'numpy', 'yaml', 'pydantic'} & sys.modules.keys()))"
+    )
     assert other_process(program).stdout == "[]\n"
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.checkpoint import Checkpointer
 from core.config import apply, parse
 from core.data import Data, load
 from core.errors import ConfigError, WorkerError
 from core.learner import load_weights, start
 from core.recipe import Recipe
 from core.runtime import Runtime
+from core.storage.checkpoint import Checkpointer
 from core.train import Result, fit, split, train_step
 
 BASE: dict[str, Any] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core.checkpoint import load_latest
-from core.store import RunDirectory
+from core.storage.checkpoint import load_latest
+from core.storage.store import RunDirectory
 from hanse.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

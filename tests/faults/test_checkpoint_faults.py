@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoint import Checkpointer, Snapshot, load_best, load_latest
 from core.errors import ResourceError
+from core.storage.checkpoint import Checkpointer, Snapshot, load_best, load_latest
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ KILL = """
 import os, shutil, signal, sys
 from pathlib import Path
 import torch
-from core.checkpoint import Checkpointer, Snapshot
+from core.storage.checkpoint import Checkpointer, Snapshot
 
 def snapshot(step):
     return Snapshot(step, {"model": {"w": torch.full((300,), float(step))}}, {"seen": step})

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.checkpoint import load_latest
-from core.store import read_run
+from core.storage.checkpoint import load_latest
+from core.storage.store import read_run
 from hanse.interrupt import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 import hanse
 from core.errors import ConfigError, DataError
-from core.store import runs_root
+from core.storage.store import runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
 WINE: dict[str, Any] = {

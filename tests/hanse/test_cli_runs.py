@@ -8,7 +8,7 @@ import pytest
 
 from core.config import parse_run, read
 from core.recipe import TrainRun
-from core.store import RunDirectory, runs_root
+from core.storage.store import RunDirectory, runs_root
 from hanse.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

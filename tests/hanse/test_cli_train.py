@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.store import runs_root
+from core.storage.store import runs_root
 from hanse.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import DataError, ResourceError
-from core.store import RunDirectory
+from core.storage.store import RunDirectory
 from hanse.report import write_report
 from hanse.report_charts import Scale, Series, heat_map, line_chart
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.checkpoint import Checkpointer
 from core.config import apply, parse
 from core.data import load
 from core.learner import whole_weights
 from core.recipe import Recipe
 from core.runtime import Record, Runtime
+from core.storage.checkpoint import Checkpointer
 from core.train import fit
 from tests.ranks import on_ranks
 

@@ -5,8 +5,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from core.atomic import fingerprint
 from core.errors import DataError
+from core.storage.atomic import fingerprint
 
 BUNDLED = "bundled:"
 

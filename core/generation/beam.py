@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.sampling import Sampling
+from core.generation.sampling import Sampling
 
 
 @dataclass

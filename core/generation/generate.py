@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from core.beam import beam_search
 from core.errors import ConfigError
+from core.generation.beam import beam_search
+from core.generation.sampling import Sampling, penalize
 from core.randomness import Key, seed_of, uniform
-from core.sampling import Sampling, penalize
 
 __all__ = ["Generation", "LanguageModel", "Sampling", "generate", "stream"]
 

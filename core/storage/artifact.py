@@ -13,13 +13,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from core.atomic import replace_text
 from core.config import dump, parse
 from core.data import Preprocess, Spec
 from core.errors import DataError, HanseError
 from core.learner import load_weights
 from core.models.hub import from_hugging_face
 from core.recipe import Recipe
+from core.storage.atomic import replace_text
 from core.task import Task
 
 FORMAT = 1

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.atomic import TEMPORARY, fingerprint, remove_tree, replace_text, sync_directory, write_file
 from core.errors import DataError, ResourceError
+from core.storage.atomic import TEMPORARY, fingerprint, remove_tree, replace_text, sync_directory, write_file
 
 Tensors = dict[str, Tensor]
 FORMAT = 1  # of the directory's layout; other versions are rejected, not guessed at

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from core.atomic import TEMPORARY, remove_tree, replace_text, write_all
 from core.errors import ConfigError, DataError, HanseError, ResourceError
+from core.storage.atomic import TEMPORARY, remove_tree, replace_text, write_all
 
 Record = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Text from a language model: sampling, beam search, whole texts or token by token."""
