@@ -14,13 +14,14 @@ import safetensors.torch
 import hanse
 from core.errors import DataError, ResourceError, WorkerError
 
-pytestmark = pytest.mark.ray
+# Ray warns about its own deprecated settings in this process, which starts it
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 
 DIGITS = {
     "name": "digits",
     "data": {"kind": "image", "augment": {"crop": 1}},
     "model": {"kind": "cnn", "channels": [8, 8], "dropout": 0.1},
-    "train": {"steps": 200, "batch_size": 100, "accumulate": 2, "log_every": 1, "checkpoint_every": 10},
+    "train": {"steps": 30, "batch_size": 100, "accumulate": 2, "log_every": 1, "checkpoint_every": 10},
 }
 
 
@@ -64,7 +65,7 @@ def test_two_ray_workers_give_the_numbers_of_one_process(alone: Path, tmp_path: 
     assert not ray_workers()  # nothing is left running
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_time(alone: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     run, killed = tmp_path / "run", threading.Event()
 
     def kill_one_worker() -> None:
@@ -77,7 +78,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(alone: Path, tmp_path: P
     thread = threading.Thread(target=kill_one_worker, daemon=True)
     thread.start()
     try:
-        result = train(run, workers=2)
+        result = train(run, workers=2, train__steps=300)  # long enough for the killer to come in time
         assert killed.is_set()
     finally:
         killed.set()
@@ -87,8 +88,9 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(alone: Path, tmp_path: P
     started = [event["step"] for event in events if event["event"] == "started"]
     assert started[0] == 0
     assert started[1] >= 10
-    assert difference(alone, result.run) < 1e-5
-    assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
+    undisturbed = train(tmp_path / "undisturbed", workers=2, train__steps=300)
+    assert result.summary["weights_sha256"] == undisturbed.summary["weights_sha256"]
+    assert curve(run) == curve(undisturbed.run)
 
 
 def test_four_workers_on_half_a_processor_each_give_the_numbers_of_one(alone: Path, tmp_path: Path) -> None:
