@@ -25,22 +25,10 @@ workers: 2
 
 
 def run() -> None:
-    firsts: dict[str, list[float]] = {"ours": [], "ray train": []}
-
-    def ours() -> float:
-        figures = _hanse()
-        firsts["ours"].append(figures["first"])
-        return figures["steps_per_s"]
-
-    def torchrun() -> float:
-        return float(_peer("ddp_torchrun.py")["steps_per_s"])
-
-    def ray_train() -> float:
-        return float(_peer("ddp_ray_train.py")["seconds_start_to_first_step"])
-
-    emit("2 workers, steps/s, over bare torchrun", work="byte gpt", **alternate(ours, torchrun, 5))
-    figures = alternate(lambda: _hanse()["first"], ray_train, 3)
-    emit("2 workers, seconds from start to first step, over stock Ray Train", work="byte gpt", **figures)
+    torchrun = alternate(lambda: _hanse()["steps_per_s"], lambda: _peer("ddp_torchrun.py")["steps_per_s"], 3)
+    emit("2 workers, steps/s, over bare torchrun", work="byte gpt", **torchrun)
+    first = alternate(lambda: _hanse()["first"], lambda: _peer("ddp_ray_train.py")["seconds_start_to_first_step"], 3)
+    emit("2 workers, seconds from start to first step, over stock Ray Train", work="byte gpt", **first)
 
 
 def _hanse() -> dict[str, float]:

@@ -49,16 +49,15 @@ def first_not_finite(learner: Learner, batch: Batch) -> str:
     return found[0] if found else "the loss"
 
 
-def gradient_report(learner: Learner) -> dict[str, Any]:
-    """{"vanishing": [layer, ...]}: parameters whose gradient is next to nothing beside the largest; {} if none is."""
+def vanishing(learner: Learner) -> list[str]:
+    """The parameters whose gradient is next to nothing beside the largest, per weight."""
     sizes = {
         name: p.grad.norm().item() / math.sqrt(p.grad.numel())
         for name, p in learner.task.network.named_parameters()
         if p.grad is not None
     }
     top = max(sizes.values(), default=0.0)
-    vanishing = [name for name, size in sizes.items() if size < VANISHING * top]
-    return {"vanishing": vanishing} if vanishing else {}
+    return [name for name, size in sizes.items() if size < VANISHING * top]
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -21,6 +21,7 @@ class Meter:
         self.recipe, self.spec, self.runtime = recipe, spec, runtime
         self.step, self.time = step, time.perf_counter()
         self.measured = self.clipped = 0
+        self.warned = False
         peak = peak_flops(runtime.device, recipe.train.precision)
         self.peak = peak * runtime.world if peak else None
         self.flops = step_flops(recipe, spec) if peak else 0.0
@@ -42,6 +43,7 @@ class Meter:
             "examples_per_s": steps_per_s * train.batch_size,
             "eta_s": (train.steps - step) / steps_per_s,
             "memory_bytes": memory_bytes(self.runtime.device),
+            "time": round(time.time(), 3),
         }
         if norm is not None:
             record["grad_norm"] = norm.item()
@@ -52,9 +54,19 @@ class Meter:
             record["tokens_per_s"] = steps_per_s * train.batch_size * self.spec.shape[0]
         if self.peak:
             record["mfu"] = self.flops * steps_per_s / self.peak
-        if self.runtime.world == 1 and self.measured % 10 == 1:  # looks at every layer; rare, so that it costs nothing
-            record |= health.gradient_report(learner)
         self.runtime.report(record)
+        if self.runtime.world == 1 and not self.warned and self.measured % 10 == 1:  # rare: it looks at every layer
+            self._warn(health.vanishing(learner))
+
+    def _warn(self, names: list[str]) -> None:
+        """Once in a run, of layers that hardly learn."""
+        self.warned = bool(names)
+        if names:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            message = (
+                f"the gradient of {some} vanishes: it hardly learns; look at the depth, the norm or the initial scale"
+            )
+            self.runtime.report({"event": "warning", "message": message})
 
 
 def memory_bytes(device: torch.device) -> int:

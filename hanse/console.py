@@ -20,6 +20,8 @@ from hanse.format import columns, labeled, number
 
 # What a record counts, and the key of how many there will be.
 COUNTERS = {"step": "steps", "round": "rounds", "generation": "generations", "trial": "trials", "epoch": "epochs"}
+# Kept for metrics.jsonl and the report: a line has no room for them.
+UNSAID = {"time", *(f"{name}_{mean}" for name in ("precision", "recall") for mean in ("macro", "micro")), "f1_micro"}
 # Columns of a plain line that come first, with the width that keeps them under each other; others follow as they come.
 WIDTHS = {"loss": 13, "accuracy": 15, "lr": 12, "grad_norm": 17, "examples_per_s": 18, "tokens_per_s": 18, "mfu": 10}
 LOUD = {"warning", "worker_failed"}
@@ -199,7 +201,7 @@ def counter(record: Mapping[str, Any]) -> tuple[str, int, int | None]:
 def readings(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record says beyond where it stands, the well-known keys first."""
     name, _, _ = counter(record)
-    place = {name, COUNTERS.get(name), "split", "best"}
+    place = {name, COUNTERS.get(name), "split", "best", *UNSAID}
     keys = sorted((key for key in record if key not in place), key=lambda key: key not in WIDTHS)
     return {key: record[key] for key in keys if record[key] is not None}
 

@@ -191,6 +191,21 @@ def test_weights_of_another_model_are_refused(digits: Data) -> None:
         load_weights(start(recipe_of(), digits.spec).task, {"other": torch.zeros(1)})
 
 
+def test_a_layer_whose_gradient_vanishes_is_named_once(digits: Data) -> None:
+    records: list[dict[str, Any]] = []
+    recipe = recipe_of(model={"kind": "mlp", "hidden": [16, 16]}, train__steps=30)
+    task = recipe.build(digits.spec)
+    weights = {name: t.clone() for name, t in task.network.state_dict().items()}
+    last = [name for name in weights if name.endswith("weight")][-1]
+    weights[last] *= 1e-12  # nothing passes back through the head
+    fit(recipe, digits.shard(0, 1), weights, Runtime(report=records.append))
+    warnings = [r["message"] for r in records if r.get("event") == "warning"]
+    assert len(warnings) == 1
+    assert "vanishes" in warnings[0]
+    assert "0.weight" in warnings[0]
+    assert last not in warnings[0]
+
+
 def test_bf16_trains_close_to_fp32(digits: Data) -> None:
     losses = {p: curve(recipe_of(train__precision=p), digits) for p in ("fp32", "bf16")}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
