@@ -30,8 +30,8 @@ def train(
 
     Raises what `execute` raises, ResourceError if the workers do not fit, and WorkerError if they keep dying.
     """
-    most = run.workers.max if isinstance(run.workers, Elastic) else run.workers
-    with session(run.address, most * run.cpus_per_worker):
+    least = run.workers.min if isinstance(run.workers, Elastic) else run.workers
+    with session(run.address, least * run.cpus_per_worker):
         from cluster.ray_train import Requests, trainer_of  # imports ray, which must find its settings
 
         requests, outcome = Requests(directory), dict[str, Any]()

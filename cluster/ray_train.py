@@ -3,6 +3,7 @@
 Imported only while a session is open, since Ray reads its settings when it is imported.
 """
 
+import contextlib
 import dataclasses
 import json
 import traceback
@@ -16,23 +17,26 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from core.config import dump_run, parse_run
-from core.errors import HanseError
+from core.errors import HanseError, ResourceError
 from core.execute import Summary, execute
 from core.recipe import Elastic, TrainRun
 from core.runtime import Runtime
-from core.storage.store import RunDirectory
+from core.storage.atomic import replace_text
+from core.storage.store import RunDirectory, is_run
+
+START_ATTEMPTS = 3  # to get the workers placed, before Ray Train gives up
 
 
 class Requests:
     """What driver and workers tell each other through files in the run's logs/: stop, and an error that is final."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        self._stop, self._refused = directory.logs / "stop-requested", directory.logs / "refused.json"
+        self._logs, self._stop = directory.logs, directory.logs / "stop-requested"
 
     def clear(self) -> None:
         """Forgets what was said in an earlier part of the run."""
-        self._stop.unlink(missing_ok=True)
-        self._refused.unlink(missing_ok=True)
+        for file in [self._stop, *self._logs.glob("refused-*.json")]:
+            file.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Asks the workers to save and end."""
@@ -42,16 +46,16 @@ class Requests:
         """Whether the driver asks to end."""
         return self._stop.exists()
 
-    def refuse(self, error: HanseError) -> None:
-        """Says that the run cannot work, however often it is tried."""
-        self._refused.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    def refuse(self, rank: int, error: HanseError) -> None:
+        """Says that the run cannot work, however often it is tried. Each rank has a file of its own."""
+        said = json.dumps({"error": type(error).__name__, "message": str(error)})
+        with contextlib.suppress(OSError):  # a full disk may be the error itself, which is raised all the same
+            replace_text(self._logs / f"refused-{rank}.json", said)
 
     def refusal(self) -> dict[str, str] | None:
-        """{"error": class name, "message"} of the last refusal, if there is one."""
-        if not self._refused.exists():
-            return None
-        said: dict[str, str] = json.loads(self._refused.read_text())
-        return said
+        """{"error": class name, "message"} of the lowest rank that refused, if one did."""
+        files = sorted(self._logs.glob("refused-*.json"))
+        return dict(json.loads(files[0].read_text())) if files else None
 
 
 def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
@@ -59,9 +63,9 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
     # Any: ray.train is typed as its first version, which these are not
     workers: Any = (run.workers.min, run.workers.max) if isinstance(run.workers, Elastic) else run.workers
     work: Any = _work
+    failures: Any = FailureConfig
     callbacks: list[Any] = [_NoteFailures(directory.path.resolve())]
-    resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpu = run.device == "cuda" or (run.device == "auto" and resources.get("GPU", 0) > 0)
+    gpu = _require_resources(run)
     return TorchTrainer(
         work,
         train_loop_config={"run": dump_run(_absolute(run)), "directory": str(directory.path.resolve())},
@@ -74,15 +78,32 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
         run_config=RunConfig(
             name="train",
             storage_path=str((directory.logs / "ray").resolve()),
-            failure_config=FailureConfig(max_failures=run.max_failures),
+            failure_config=failures(max_failures=run.max_failures, controller_failure_limit=START_ATTEMPTS),
             callbacks=callbacks,
         ),
     )
 
 
+def _require_resources(run: TrainRun) -> bool:
+    """Whether the workers take a GPU each. ResourceError if the cluster has not what the least number of them needs."""
+    there: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    least = run.workers.min if isinstance(run.workers, Elastic) else run.workers
+    gpu = run.device == "cuda" or (run.device == "auto" and there.get("GPU", 0) >= least)
+    for name, needed in (("CPU", least * run.cpus_per_worker), ("GPU", float(least) if gpu else 0.0)):
+        if needed > there.get(name, 0):
+            raise ResourceError(
+                f"workers: {least} of them need {needed:g} {name}s and the cluster has {there.get(name, 0):g}; "
+                f"use fewer workers{', or device=cpu' if name == 'GPU' else ' or a smaller cpus_per_worker'}"
+            )
+    return gpu
+
+
 def _work(config: dict[str, Any]) -> Summary | None:
     """What each worker does."""
-    context, directory = ray.train.get_context(), RunDirectory.join(Path(config["directory"]))
+    context, path = ray.train.get_context(), Path(config["directory"])
+    if not is_run(path):
+        raise ResourceError(f"run_dir: {path} is not visible on every worker's machine; put it on storage they share")
+    directory = RunDirectory.join(path)
     requests, rank = Requests(directory), context.get_world_rank()
     if requests.refusal():  # Ray Train tries again whatever the error was
         return None
@@ -99,7 +120,7 @@ def _work(config: dict[str, Any]) -> Summary | None:
     try:
         return execute(run, directory, runtime)
     except HanseError as error:
-        requests.refuse(error)
+        requests.refuse(rank, error)
         raise
     except Exception:
         (directory.logs / f"worker-{rank}.log").write_text(traceback.format_exc())
@@ -125,6 +146,6 @@ def _absolute(run: TrainRun) -> TrainRun:
     """The run with paths that mean the same in every process."""
     data, init = run.recipe.data, run.init
     if not data.path.startswith("bundled:"):
-        data = dataclasses.replace(data, path=str(Path(data.path).resolve()))
+        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
     recipe = dataclasses.replace(run.recipe, data=data)
     return dataclasses.replace(run, recipe=recipe, init=str(Path(init).resolve()) if init else None)

@@ -60,11 +60,20 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
-def _parse_yaml(text: str, name: str) -> Any:
-    loader = _Loader(text)
+def _parse_yaml(text: str, name: str, comments: bool = True) -> Any:
+    """Without `comments` a plain scalar with ` #` in it is that text; a quoted one, a list or a mapping is as ever."""
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{name}:{line}: not valid YAML: U+{error.character:04X} is no printable character") from None
     loader.name = name
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        is_plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
+        if is_plain and not comments and re.search(r"(?:^|\s)#", text):
+            return text.strip()
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -101,7 +110,7 @@ def read_overrides(words: Iterable[str]) -> Mapped:
             raise ConfigError(f"'{word}' is not an override; write key=value, for example train.steps=50")
         if key in overrides:
             raise ConfigError(f"{key} is given twice on the command line; keep one")
-        overrides[key] = _parse_yaml(value, f"override {key}")
+        overrides[key] = _parse_yaml(value, f"override {key}", comments=False)
     return overrides
 
 

@@ -5,14 +5,16 @@ A local run and each Ray worker call `execute`; only rank 0 writes. Everything a
 
 import hashlib
 import time
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.data import Data, load
-from core.learner import put_weights, share, whole_weights
+from core.errors import DataError, ResourceError
+from core.learner import gather, put_weights, share
 from core.recipe import TrainRun
 from core.runtime import Runtime
 from core.storage import artifact
@@ -24,37 +26,73 @@ Summary = dict[str, Any]
 
 
 def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary:
-    """Trains, evaluates and saves; returns the summary (on every rank). A run that was stopped saves no model."""
+    """Trains, evaluates and saves; returns the summary (on every rank). A run that was stopped saves no model.
+
+    Raises DataError if the data is not what it was when the run began, ResourceError if memory does not suffice.
+    """
     recipe, began = run.recipe, time.perf_counter()
     data = load(recipe.data, recipe.goal.target, recipe.seed)
-    weights = artifact.read_weights(run.init) if run.init else None
-    if runtime.rank == 0:
-        directory.update(data={"path": recipe.data.path, "sha256": data.fingerprint, "sizes": data.sizes})
-        checkpointer = Checkpointer(directory.checkpoints, keep_last=recipe.train.keep_last)
-    with closing(checkpointer) if runtime.rank == 0 else nullcontext() as checkpoints:
+    _require_same_data(directory, data, recipe.data.path, runtime)
+    with out_of_memory(), _checkpointer(run, directory, runtime) as checkpoints:
+        begins = not runtime.any(checkpoints is not None and any(directory.checkpoints.glob("step-*")))
+        weights = artifact.read_weights(run.init) if run.init and begins else None
         result = fit(recipe, data.shard(runtime.rank, runtime.world), weights, runtime, checkpoints)
         if checkpoints:
             checkpoints.wait()
         if result.ended != "stopped" and recipe.train.keep == "best":
             best = load_best(directory.checkpoints, ["model"]) if checkpoints else None
             shared = share(best, runtime)
-            assert shared is not None, "an evaluation is always the best so far or after one"
+            assert shared is not None, "rank 0 has it"
             put_weights(result.task, shared.tensors["model"])
     summary: Summary = {"ended": result.ended, "steps": result.progress.step, "wall_s": time.perf_counter() - began}
     if result.ended == "stopped":
         return summary
     summary |= _score(run, data, result, runtime)
-    final = whole_weights(result.task)
+    final = gather(result.task.network.state_dict(), runtime)
     summary |= {"parameters": sum(t.numel() for t in result.task.parameters()), "weights_sha256": digest(final)}
     if runtime.rank == 0:
-        artifact.save(directory.model, recipe, data.spec, data.preprocess, final)
+        artifact.save(directory.model, recipe, data.spec, data.preprocess, final, fingerprint=data.fingerprint)
         directory.summary(summary)
     return summary
 
 
+def _checkpointer(
+    run: TrainRun, directory: RunDirectory, runtime: Runtime
+) -> AbstractContextManager[Checkpointer | None]:
+    """Rank 0's; the others have none."""
+    if runtime.rank != 0:
+        return nullcontext()
+    return Checkpointer(directory.checkpoints, keep_last=run.recipe.train.keep_last)
+
+
+def _require_same_data(directory: RunDirectory, data: Data, path: str, runtime: Runtime) -> None:
+    """A run that goes on must go on with the same data; a new one notes what it has."""
+    noted = (directory.run.record.get("data") or {}) if runtime.rank == 0 else {}
+    if runtime.any(noted.get("sha256", data.fingerprint) != data.fingerprint):
+        raise DataError(f"data.path: {path} is not what it was when this run began; start a new run with init=")
+    if runtime.rank == 0:
+        directory.update(data={"path": path, "sha256": data.fingerprint, "sizes": data.sizes})
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Turns torch's words for it into a ResourceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        said = str(error).strip().splitlines()[0]
+        raise ResourceError(
+            f"memory: {said}; lower train.batch_size, raise train.accumulate, or use workers"
+        ) from error
+
+
 def _score(run: TrainRun, data: Data, result: Result, runtime: Runtime) -> Summary:
     """The metrics on the held-out split that training never saw: test, or validation where there is no test."""
-    split = "test" if data.sizes.get("test") else "validation"
+    split = next((name for name in ("test", "validation") if data.sizes[name]), None)
+    if split is None:
+        return {"split": None, "metrics": {}, "details": {}}
     shard = data.shard(runtime.rank, runtime.world)
     metrics = metrics_of(run.recipe, shard)
     state = evaluate(result.task, shard.held_out(split, run.recipe.train.evaluate_batch), metrics, runtime)

@@ -4,6 +4,7 @@ A checkpoint holds all of it and nothing else: batches, dropout and the learning
 """
 
 import fnmatch
+import math
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -18,8 +19,8 @@ from core.models.layers import Dropout
 from core.precision import Precision
 from core.recipe import Recipe
 from core.runtime import LOCAL, Runtime
-from core.sharding import sharded_like, whole
-from core.storage.checkpoint import Checkpointer, Snapshot
+from core.sharding import is_sharded, sharded_like, whole
+from core.storage.checkpoint import Checkpointer, Restored, Snapshot
 from core.task import Task
 
 
@@ -33,8 +34,11 @@ class Progress:
     bad_evaluations: int = 0
 
     def judge(self, value: float, metric: str) -> bool:
-        """Takes in an evaluation; whether it is the best so far."""
-        better = self.best is None or (value > self.best if higher_is_better(metric) else value < self.best)
+        """Takes in an evaluation, NaN if it could not be measured; whether it is the best so far."""
+        if self.best is None:
+            better = math.isfinite(value)
+        else:
+            better = value > self.best if higher_is_better(metric) else value < self.best
         self.bad_evaluations = 0 if better else self.bad_evaluations + 1
         if better:
             self.best, self.best_step = value, self.step
@@ -117,8 +121,8 @@ def load_weights(task: Task, weights: dict[str, Tensor]) -> Loaded:
 # --- saved and restored --------------------------------------------------------------------------------------------
 
 
-def capture(learner: Learner) -> Snapshot:
-    """All of a learner. With FSDP every rank must call it: the shards are put together."""
+def capture(learner: Learner, runtime: Runtime = LOCAL) -> Snapshot:
+    """All of a learner, on rank 0. Every rank must call it: with FSDP the shards are put together."""
     optimizer, scalars = optim.flatten(learner.optimizer, _named(learner))
     scaler = learner.precision.scaler
     state = {
@@ -126,27 +130,35 @@ def capture(learner: Learner) -> Snapshot:
         "optimizer": scalars,
         "scaler": scaler.state_dict() if scaler else None,
     }
-    groups = {"model": whole_weights(learner.task), "optimizer": {name: whole(t) for name, t in optimizer.items()}}
-    return Snapshot(learner.progress.step, groups, state)
+    groups = {"model": learner.task.network.state_dict(), "optimizer": optimizer}
+    return Snapshot(learner.progress.step, {name: gather(group, runtime) for name, group in groups.items()}, state)
 
 
-def whole_weights(task: Task) -> dict[str, Tensor]:
-    """The network's weights by name. With FSDP every rank must call it: the shards are put together."""
-    return {name: whole(t) for name, t in task.network.state_dict().items()}
+def gather(tensors: dict[str, Tensor], runtime: Runtime = LOCAL) -> dict[str, Tensor]:
+    """The tensors, whole, on rank 0; what was sharded comes to its CPU one by one. Every rank must call it."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        if not is_sharded(tensor):
+            gathered[name] = tensor
+            continue
+        complete = whole(tensor)
+        if runtime.rank == 0:
+            gathered[name] = complete.cpu()
+    return gathered
 
 
 def resume(learner: Learner, checkpoints: Checkpointer | None, runtime: Runtime = LOCAL) -> None:
     """Goes on from the newest good checkpoint, bit for bit, or stays at step 0 where there is none.
 
-    Only rank 0 reads, the others are told: they need no view of its disk.
+    Rank 0 reads and tells the others. Raises DataError, on every rank, if there are checkpoints and none is whole.
     """
-    restored = checkpoints.load_latest() if checkpoints else None
-    snapshot = share(restored.snapshot if restored else None, runtime)
-    for path, reason in restored.rejected if restored else ():
+    restored, damaged = checkpoints.load_latest() if checkpoints else Restored(None, ()), ""
+    for path, reason in restored.rejected:
         runtime.report({"event": "checkpoint_rejected", "checkpoint": path.name, "reason": reason})
-    if restored and restored.rejected and snapshot is None:
-        path, reason = restored.rejected[0]
-        raise DataError(f"resume: no checkpoint is whole ({reason}); remove {path.parent} to train from the start")
+        damaged = f"resume: no checkpoint is whole ({reason}); remove {path.parent} to train from the start"
+    snapshot = share(restored.snapshot, runtime)
+    if snapshot is None and runtime.any(bool(damaged)):
+        raise DataError(damaged or "resume: no checkpoint is whole")
     if snapshot is None:
         return
     put_weights(learner.task, snapshot.tensors["model"])
@@ -183,7 +195,7 @@ def share(snapshot: Snapshot | None, runtime: Runtime) -> Snapshot | None:
         tensors[group] = {}
         for name, (shape, dtype) in members.items():
             tensor = snapshot.tensors[group][name] if snapshot else torch.empty(shape, dtype=dtype)
-            tensors[group][name] = runtime.from_rank_0(tensor.to(runtime.device))
+            tensors[group][name] = runtime.from_rank_0(tensor.to(runtime.device)).cpu()
     return Snapshot(step, tensors, state)
 
 

@@ -2,6 +2,8 @@
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,15 +13,17 @@ from core.data import Spec
 from core.estimate import peak_flops, step_flops
 from core.learner import Learner
 from core.recipe import Recipe
-from core.runtime import Runtime
+from core.runtime import Record, Runtime
 
 
 class Meter:
-    """Reports on rank 0; speeds are those since the report before, the first one leaves its first step out."""
+    """Reports on rank 0. Speeds are of the steps since the report before, without evaluations and checkpoints between
+    them; the first report has none, since its step also warms up.
+    """
 
     def __init__(self, recipe: Recipe, spec: Spec, runtime: Runtime, step: int) -> None:
         self.recipe, self.spec, self.runtime = recipe, spec, runtime
-        self.step, self.time = step, time.perf_counter()
+        self.first, self.step, self.time = step + 1, step, time.perf_counter()
         self.measured = self.clipped = 0
         self.warned = False
         peak = peak_flops(runtime.device, recipe.train.precision)
@@ -40,8 +44,6 @@ class Meter:
             "split": "train",
             "loss": loss.item(),
             "lr": learner.optimizer.param_groups[0]["lr"],
-            "examples_per_s": steps_per_s * train.batch_size,
-            "eta_s": (train.steps - step) / steps_per_s,
             "memory_bytes": memory_bytes(self.runtime.device),
             "time": round(time.time(), 3),
         }
@@ -50,13 +52,27 @@ class Meter:
             if train.clip is not None:
                 self.clipped += record["grad_norm"] > train.clip
                 record["clipped_share"] = self.clipped / self.measured
-        if self.spec.kind == "text":
-            record["tokens_per_s"] = steps_per_s * train.batch_size * self.spec.shape[0]
-        if self.peak:
-            record["mfu"] = self.flops * steps_per_s / self.peak
+        if step > self.first:
+            record |= self._speeds(steps_per_s, train.steps - step)
         self.runtime.report(record)
         if self.runtime.world == 1 and not self.warned and self.measured % 10 == 1:  # rare: it looks at every layer
             self._warn(health.vanishing(learner))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time spent inside does not count."""
+        began = time.perf_counter()
+        yield
+        self.time += time.perf_counter() - began
+
+    def _speeds(self, steps_per_s: float, left: int) -> Record:
+        examples_per_s = steps_per_s * self.recipe.train.batch_size
+        speeds = {"examples_per_s": examples_per_s, "eta_s": left / steps_per_s}
+        if self.spec.kind == "text":
+            speeds["tokens_per_s"] = examples_per_s * self.spec.shape[0]
+        if self.peak:
+            speeds["mfu"] = self.flops * steps_per_s / self.peak
+        return speeds
 
     def _warn(self, names: list[str]) -> None:
         """Once in a run, of layers that hardly learn."""
@@ -67,6 +83,28 @@ class Meter:
                 f"the gradient of {some} vanishes: it hardly learns; look at the depth, the norm or the initial scale"
             )
             self.runtime.report({"event": "warning", "message": message})
+
+
+class StopWatch:
+    """Whether rank 0 was asked to stop, for all ranks at the same step; several look about twice a second."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime, self.next = runtime, 0
+        self.step, self.time = 0, time.perf_counter()
+
+    def __call__(self, step: int) -> bool:
+        """Asked after every step, on every rank."""
+        if self.runtime.world == 1:
+            return self.runtime.should_stop()
+        if step < self.next:
+            return False
+        now = time.perf_counter()
+        pace = (step - self.step) / (now - self.time)
+        self.step, self.time = step, now
+        said = [float(self.runtime.should_stop()), max(1.0, pace / 2)] if self.runtime.rank == 0 else [0.0, 0.0]
+        asked, ahead = self.runtime.total(torch.tensor(said, device=self.runtime.device)).tolist()
+        self.next = step + int(ahead)
+        return bool(asked > 0)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -19,6 +19,15 @@ from core.task import Batch
 State = dict[str, Tensor]
 
 _IGNORED = -100
+# What is measured for each kind of target, beside what its data may leave undefined
+NAMES: dict[str, tuple[str, ...]] = {
+    "class": (
+        "loss", "accuracy", "balanced_accuracy", "precision_macro", "precision_micro", "recall_macro", "recall_micro",
+        "f1_macro", "f1_micro", "roc_auc",
+    ),
+    "token": ("loss", "perplexity", "bits_per_byte", "token_accuracy"),
+    "real": ("loss", "mae", "rmse", "r2"),
+}  # fmt: skip
 _HIGHER = {"accuracy", "balanced_accuracy", "roc_auc", "token_accuracy", "r2"}
 _HIGHER |= {f"{name}_{mean}" for name in ("precision", "recall", "f1") for mean in ("macro", "micro")}
 _LOWER = {"loss", "perplexity", "bits_per_byte", "mae", "rmse"}

@@ -7,6 +7,7 @@ import torch
 
 from core.data import DataConfig, Spec, Text
 from core.errors import ConfigError
+from core.metrics import NAMES
 from core.models import ModelConfig
 from core.models.layers import Dropout
 from core.objectives import Classification, Language, ObjectiveConfig
@@ -78,6 +79,12 @@ class Recipe:
         wanted = ("token",) if isinstance(self.data, Text) else ("class", "real")
         if self.goal.target not in wanted:
             raise ConfigError(f"objective.kind: {self.goal.kind} does not go with data.kind: {self.data.kind}")
+        metric, names = self.train.metric, NAMES[self.goal.target]
+        if metric not in names:
+            raise ConfigError(
+                f"train.metric: '{metric}' is not measured for {self.goal.kind}; choose one of {', '.join(names)}"
+            )
+        self.schedule.factor(0, self.train.steps)  # refuses a warmup longer than the training
 
     @property
     def goal(self) -> ObjectiveConfig:

@@ -80,11 +80,6 @@ class Runtime:
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
-    def barrier(self) -> None:
-        """Returns when every rank has come here."""
-        if self.world > 1:
-            dist.barrier()
-
 
 def choose_device(name: str, rank: int = 0) -> torch.device:
     """`auto` takes CUDA where there is one. Raises ResourceError if CUDA is asked for and absent."""

@@ -18,6 +18,13 @@ def whole(tensor: Tensor) -> Tensor:
     return result
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    sharded: Any = tensor
+    result: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
+    return result
+
+
 def sharded_like(tensor: Tensor, like: Tensor, *, is_everywhere: bool = False) -> Tensor:
     """A whole tensor, on the device of `like` and sharded the way that is.
 

@@ -34,3 +34,12 @@ class Task(nn.Module):
         predicted = self.network(batch["inputs"], batch.get("key") if self.training else None)
         losses, weights = self.objective.losses(predicted, batch), self.objective.weights(batch)
         return (losses, weights, predicted) if outputs else (losses, weights)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Micro-batches: the rows in order, in `parts` parts of sizes as equal as they can be, none empty."""
+    if parts == 1:
+        return [batch]
+    pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
+    micros = [{name: pieces[name][i] for name in batch} for i in range(parts)]
+    return [micro for micro in micros if len(micro["weight"])]

@@ -5,6 +5,7 @@ how a batch is split changes nothing. A step is a pure function of weights, opti
 is exact.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from core import health
 from core.data import Shard
 from core.errors import ConfigError
 from core.learner import Learner, Progress, capture, resume, start
-from core.meter import Meter
+from core.meter import Meter, StopWatch
 from core.metrics import Metrics, State
 from core.optim import set_lr
 from core.precision import FULL, Precision
@@ -25,7 +26,7 @@ from core.recipe import Recipe, Training
 from core.runtime import LOCAL, Runtime
 from core.sharding import whole
 from core.storage.checkpoint import Checkpointer
-from core.task import Batch, Task
+from core.task import Batch, Task, split
 
 Ended = Literal["done", "early", "stopped"]
 
@@ -57,10 +58,11 @@ def fit(
 ) -> Result:
     """Trains on this rank's shard, from `weights` (or fresh ones), or on from the newest checkpoint if there is one.
 
-    Only rank 0 is given `checkpoints`. Raises WorkerError when the loss stops being finite; no checkpoint holds such
-    a state.
+    Only rank 0 is given `checkpoints`. Raises WorkerError when loss or weights stop being finite; no checkpoint holds
+    such a state.
     """
     train, began = recipe.train, time.perf_counter()
+    judges = _require_validation(shard, train)
     learner = start(recipe, shard.spec, weights, runtime)
     progress = learner.progress
     saves = runtime.any(checkpoints is not None)
@@ -68,7 +70,7 @@ def fit(
         resume(learner, checkpoints, runtime)
     if runtime.rank == 0:
         runtime.report({"event": "started", "step": progress.step})
-    meter, ended = Meter(recipe, shard.spec, runtime, progress.step), _ended(progress, train)
+    meter, asked, ended = Meter(recipe, shard.spec, runtime, progress.step), StopWatch(runtime), _ended(progress, train)
     for step, batch in shard.batches(train, progress.step, noise=learner.is_noisy):
         if ended:
             break
@@ -76,13 +78,15 @@ def fit(
         outcome = train_step(learner, _move(batch, runtime.device), recipe, runtime, measure=log)
         if log:
             meter.report(outcome.loss, outcome.norm, learner)
-        best = due(progress.step, train.evaluate_every, train.steps) and _judge(learner, shard, recipe, runtime)
-        asked = (log or runtime.world == 1) and runtime.any(runtime.should_stop())
-        ended = _ended(progress, train) or ("stopped" if asked else None)
-        if saves and (best or ended or due(progress.step, train.checkpoint_every, train.steps)):
-            snapshot = capture(learner)
-            if checkpoints:
-                checkpoints.save(snapshot, best=best)
+        with meter.paused():
+            evaluates = judges and due(progress.step, train.evaluate_every, train.steps)
+            best = evaluates and _judge(learner, shard, recipe, runtime)
+            ended = _ended(progress, train) or ("stopped" if asked(progress.step) else None)
+            if saves and (best or ended or due(progress.step, train.checkpoint_every, train.steps)):
+                health.require_finite_weights(learner, runtime)
+                snapshot = capture(learner, runtime)
+                if checkpoints:
+                    checkpoints.save(snapshot, best=best)
     return Result(learner.task, progress, ended or "done", time.perf_counter() - began)
 
 
@@ -97,7 +101,8 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     optimizer.zero_grad(set_to_none=True)
     micros = split(batch, train.accumulate)
     total = runtime.total(torch.stack([(recipe.goal.weights(m) * m["weight"]).sum() for m in micros]).sum())
-    factor, loss = runtime.world / total, total.new_zeros(())
+    factor = runtime.world / total.clamp(min=torch.finfo(total.dtype).tiny)  # a batch of weight 0 moves nothing
+    loss = total.new_zeros(())
     for i, micro in enumerate(micros):
         with runtime.synchronize(learner.model, i + 1 == len(micros)):
             with precision.autocast():
@@ -109,7 +114,7 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
         loss = runtime.total(loss) / runtime.world
     norm = _clip(learner, train.clip, measure)
     if measure or runtime.is_alone_on_cpu:  # elsewhere looking at every loss would stall the device
-        health.require_finite(learner, batch, loss, norm)
+        health.require_finite(learner, batch, loss, norm, train.accumulate)
     precision.step(optimizer)
     learner.progress.step += 1
     return Step(loss, norm)
@@ -155,15 +160,6 @@ def due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """Micro-batches: the rows in order, in `parts` parts of sizes as equal as they can be, none empty."""
-    if parts == 1:
-        return [batch]
-    pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
-    micros = [{name: pieces[name][i] for name in batch} for i in range(parts)]
-    return [micro for micro in micros if len(micro["weight"])]
-
-
 def _move(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
@@ -175,12 +171,18 @@ def _judge(learner: Learner, shard: Shard, recipe: Recipe, runtime: Runtime) -> 
     metrics = metrics_of(recipe, shard)
     batches = shard.held_out("validation", recipe.train.evaluate_batch)
     values = metrics.compute(evaluate(learner.task, batches, metrics, runtime, learner.precision))
-    name = recipe.train.metric
-    if name not in values:
-        raise ConfigError(f"train.metric: '{name}' is not measured here; choose one of {', '.join(values)}")
     if runtime.rank == 0:
         runtime.report({"step": learner.progress.step, "split": "validation", **values})
-    return learner.progress.judge(values[name], name)
+    return learner.progress.judge(values.get(recipe.train.metric, math.nan), recipe.train.metric)
+
+
+def _require_validation(shard: Shard, train: Training) -> bool:
+    """Whether there is a validation split. ConfigError if there is none and the recipe decides by it."""
+    if shard.sizes["validation"]:
+        return True
+    if train.patience is not None or train.keep == "best":
+        raise ConfigError("data.split.validation: is empty, and train.patience or train.keep decides by it; raise it")
+    return False
 
 
 def _ended(progress: Progress, train: Training) -> Ended | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from core.data.config import BPE, Augment, Byte, DataConfig, Image, Split, Table, Text, TokenizerConfig
 from core.data.examples import Data
 from core.data.image import load_image, open_image
-from core.data.preprocess import Preprocess
+from core.data.preprocess import Preprocess, Trained
 from core.data.shard import Batch, Shard
 from core.data.spec import Spec
 from core.data.table import load_table, open_table
@@ -33,21 +33,27 @@ __all__ = [
     "Text",
     "Tokenizer",
     "TokenizerConfig",
+    "Trained",
     "load",
     "open_with",
 ]
 
 
-def load(config: DataConfig, target: Literal["class", "real", "token"], seed: int = 0) -> Data:
+def load(
+    config: DataConfig, target: Literal["class", "real", "token"], seed: int = 0, trained: Trained | None = None
+) -> Data:
     """Train, validation and test split of a source. The same config, files and seed give the same data anywhere.
 
-    Raises DataError if the files are not as they must be, ConfigError if `target` does not go with the kind of data.
+    `trained`: nothing is fitted, the preprocessing is that of the model. Raises DataError if the files are not as they
+    must be (for a trained model: as they were), ConfigError if `target` does not go with the kind of data.
     """
     if (target == "token") != isinstance(config, Text):
         raise ConfigError(f"objective.kind: {target} targets do not go with data.kind: {config.kind}")
     if isinstance(config, Text):
-        return load_text(config, seed)
-    return load_table(config, target, seed) if isinstance(config, Table) else load_image(config, target, seed)
+        return load_text(config, seed, trained)
+    if isinstance(config, Table):
+        return load_table(config, target, seed, trained)
+    return load_image(config, target, seed, trained)
 
 
 def open_with(preprocess: Preprocess, config: DataConfig) -> Data:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from core.data.augment import Augmentation
 from core.data.config import Image, Split
 from core.data.examples import Data, Decoded, Examples, Pixels, Stacked, decode_all
-from core.data.preprocess import ImageFit, Preprocess, standardization
+from core.data.preprocess import ImageFit, Preprocess, Trained, standardization
 from core.data.sources import bundled
 from core.data.sources.files import bundled_name, find, sha256_of
 from core.data.sources.folder import read_folder
@@ -44,9 +44,11 @@ class Album:
     decode: Callable[[int], NDArray[np.uint8]] | None = None
 
 
-def load_image(config: Image, target: Target, seed: int) -> Data:
+def load_image(config: Image, target: Target, seed: int, trained: Trained | None = None) -> Data:
     """Reads, splits, fits on the training images. DataError if anything is not as it must be."""
     album = _read(config)
+    if trained:
+        trained.require(album.fingerprint, config.path)
     if album.labels is None:
         raise DataError(
             f"{config.path}: there are no labels to learn from; put each class in a subfolder, or save `targets`"
@@ -60,7 +62,8 @@ def load_image(config: Image, target: Target, seed: int) -> Data:
     splits = _split(album, config, seed, stratify)
     if stratify is not None:
         refuse_unseen(splits, stratify, classes, album.name)
-    fitted = _fit(config, album, splits["train"])
+    fitted = trained.preprocess.fitted if trained else _fit(config, album, splits["train"])
+    assert isinstance(fitted, ImageFit)
     spec = Spec("image", album.shape, len(classes) or 1, target, classes)
     mean, std = fitted.scale(album.peak)
     parts = {name: _examples(album, targets, rows, mean, std) for name, rows in splits.items()}

@@ -219,6 +219,23 @@ class Preprocess:
             raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a model was trained on and with: enough to load the same splits again, prepared in the same way."""
+
+    preprocess: Preprocess
+    fingerprint: str
+
+    def require(self, fingerprint: str, path: str) -> None:
+        """Raises DataError if what lies at `path` by now is not what the model was trained on."""
+        if fingerprint != self.fingerprint:
+            raise DataError(
+                f"data.path: its content is not what this model was trained on ({path}: sha256 {fingerprint[:12]}..., "
+                f"was {self.fingerprint[:12]}...); name other data with data.path= to evaluate on it with the saved "
+                "preprocessing"
+            )
+
+
 def _fitted(spec: Spec, plain: Mapping[str, Any], folder: Path) -> Fitted:
     if spec.kind == "image":
         return ImageFit(**{name: _frozen(value) for name, value in plain.items()})

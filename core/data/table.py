@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.data.config import Table
 from core.data.examples import Data, Stacked
-from core.data.preprocess import Preprocess, TableFit, check_cells, fit_table, standardization
+from core.data.preprocess import Preprocess, TableFit, Trained, check_cells, fit_table, standardization
 from core.data.sources import bundled
 from core.data.sources.columns import Columns, bad_cell, read_columns
 from core.data.sources.files import bundled_name, find, nearest, sha256_file, sha256_of
@@ -32,9 +32,11 @@ class Source:
     classes: tuple[str, ...] = ()
 
 
-def load_table(config: Table, target: Target, seed: int) -> Data:
+def load_table(config: Table, target: Target, seed: int, trained: Trained | None = None) -> Data:
     """Reads, splits, fits on the training rows and prepares all rows. DataError if anything is not as it must be."""
     source = _read(config)
+    if trained:
+        trained.require(source.fingerprint, config.path)
     name = _target_name(config, source)
     features = _features(config, source, name)
     check_cells({n: source.columns[n] for n in features}, config.missing == "mean", source.name)
@@ -49,8 +51,12 @@ def load_table(config: Table, target: Target, seed: int) -> Data:
         values = _reals(source.columns[name], name, source)
         splits = split_rows(len(values), config.split, seed)
         fit_target = standardization(values[splits["train"]]) if config.normalize else fit_target
-    fitted = fit_table(config, {n: source.columns[n][splits["train"]] for n in features}, name, source.name)
-    fitted = TableFit(fitted.features, name, *fit_target, fitted.fill_missing)
+    if trained:
+        assert isinstance(trained.preprocess.fitted, TableFit)
+        fitted = trained.preprocess.fitted
+    else:
+        fitted = fit_table(config, {n: source.columns[n][splits["train"]] for n in features}, name, source.name)
+        fitted = TableFit(fitted.features, name, *fit_target, fitted.fill_missing)
     if target == "real":
         targets = fitted.real_targets(values)
     spec = Spec("table", (fitted.width,), len(classes) or 1, target, classes)

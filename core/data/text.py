@@ -6,7 +6,7 @@ from pathlib import Path
 from core.data.augment import Augmentation
 from core.data.config import Text
 from core.data.examples import Data, Stacked, Windows, fixed_windows
-from core.data.preprocess import Preprocess
+from core.data.preprocess import Preprocess, Trained
 from core.data.sources import bundled
 from core.data.sources.columns import read_records
 from core.data.sources.files import bundled_name, find, relative_name, sha256_named, sha256_of, unknown_extension
@@ -18,16 +18,19 @@ from core.errors import DataError
 Documents = list[tuple[str, str]]  # (name, text)
 
 
-def load_text(config: Text, seed: int) -> Data:
+def load_text(config: Text, seed: int, trained: Trained | None = None) -> Data:
     """Reads, splits, learns the tokenizer on the training split, encodes. DataError if a split is too short."""
     documents = _read(config)
+    fingerprint = _fingerprint(documents)
+    if trained:
+        trained.require(fingerprint, config.path)
     parts = split_documents([text for _, text in documents], config.split, seed)
-    tokenizer = make_tokenizer(config.tokenizer, parts["train"])
+    tokenizer = trained.preprocess.tokenizer if trained else make_tokenizer(config.tokenizer, parts["train"])
     preprocess = Preprocess(Spec("text", (config.context,), tokenizer.size, "token"), tokenizer)
     train = _windows(config, tokenizer, parts["train"])
     held_out = {name: _held_out(config, tokenizer, name, parts[name]) for name in NAMES if name != "train"}
     change = Augmentation(token_drop=config.token_drop, tokens=train.tokens if config.token_drop else None)
-    return Data(preprocess, _fingerprint(documents), {"train": train, **held_out}, seed, change)
+    return Data(preprocess, fingerprint, {"train": train, **held_out}, seed, change)
 
 
 def open_text(preprocess: Preprocess, config: Text) -> Data:

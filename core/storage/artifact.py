@@ -36,8 +36,10 @@ class Model:
     directory: Path
 
 
-def save(directory: Path, recipe: Recipe, spec: Spec, preprocess: Preprocess, weights: dict[str, Tensor]) -> None:
-    """Writes a model directory; `weights` are the network's."""
+def save(
+    directory: Path, recipe: Recipe, spec: Spec, preprocess: Preprocess, weights: dict[str, Tensor], *, fingerprint: str
+) -> None:
+    """Writes a model directory; `weights` are the network's, `fingerprint` the SHA-256 of the data it was trained on."""
     directory.mkdir(parents=True, exist_ok=True)
     preprocess.save(directory)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
@@ -47,6 +49,7 @@ def save(directory: Path, recipe: Recipe, spec: Spec, preprocess: Preprocess, we
         "model_type": f"hanse-{recipe.model.kind}",
         "recipe": dump(recipe),
         "spec": asdict(spec),
+        "data_sha256": fingerprint,
     }
     replace_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
     replace_text(directory / "README.md", _card(recipe, spec, sum(t.numel() for t in tensors.values())))

@@ -25,7 +25,7 @@ DIGITS = {
 }
 
 
-def train(folder: Path, **changes: Any) -> "hanse.Result":
+def train(folder: Path, **changes: Any) -> "hanse.Trained":
     return hanse.train(DIGITS, {"run_dir": str(folder), **{k.replace("__", "."): v for k, v in changes.items()}})
 
 

@@ -57,6 +57,31 @@ def test_overrides_are_typed_like_yaml() -> None:
     assert read_overrides(words) == {"train.steps": 50, "model.hidden": [8, 16], "name": "no", "optimizer.lr": 1e-3}
 
 
+@pytest.mark.parametrize(
+    "word, value",
+    [
+        ("a=/data/my #1.csv", "/data/my #1.csv"),
+        ("a=#1", "#1"),
+        ("a=b\t#c", "b\t#c"),
+        ("a=50 # steps", "50 # steps"),
+        ("a='x #1'", "x #1"),
+        ("a=[x, 'y #1']", ["x", "y #1"]),
+        ("a=x#1", "x#1"),
+        ("a=", None),
+    ],
+)
+def test_a_number_sign_on_the_command_line_begins_no_comment(word: str, value: object) -> None:
+    assert read_overrides([word]) == {"a": value}
+
+
+def test_a_character_that_yaml_does_not_have_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: not valid YAML: .*U\+0001") as caught:
+        read(written(tmp_path, "a: 1\nb: x\x01y\n"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"override name.*U\+001B"):
+        read_overrides(["name=\x1b[31m"])
+
+
 @pytest.mark.parametrize("words", [["steps"], ["=5"], ["a=1", "a=2"]])
 def test_malformed_overrides_are_refused(words: list[str]) -> None:
     with pytest.raises(ConfigError):

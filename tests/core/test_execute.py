@@ -1,6 +1,7 @@
 """A whole run in its directory: what it leaves, and that what it leaves can be used."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,27 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
     assert tuned["metrics"]["loss"] < fresh["metrics"]["loss"] / 2
     events = [json.loads(line) for line in (tmp_path / "tuned" / "events.jsonl").read_text().splitlines()]
     assert next(e for e in events if e["event"] == "initialized")["fresh"] == []
+
+
+def test_a_resumed_run_needs_neither_the_weights_it_began_with_nor_other_data(tmp_path: Path) -> None:
+    def go_on(steps: int, **changes: Any) -> Summary:
+        table = {"kind": "table", "path": str(tmp_path / "t.csv")}
+        overrides = {"data": table, "train.steps": steps, "init": str(tmp_path / "first"), **changes}
+        parsed = parse_run(TrainRun, apply(DIGITS, overrides))
+        folder = tmp_path / "run"
+        with RunDirectory.open(folder) if folder.exists() else RunDirectory.create(folder) as directory:
+            return execute(parsed, directory, Runtime(report=directory.record))
+
+    rows = "".join(f"{i % 7},{i % 5},{'ab'[i % 2]}\n" for i in range(80))
+    (tmp_path / "t.csv").write_text("x,y,label\n" + rows)
+    run(tmp_path / "other", data={"kind": "table", "path": str(tmp_path / "t.csv")}, train__steps=2)
+    (tmp_path / "other" / "model").rename(tmp_path / "first")
+    go_on(3)
+    shutil.rmtree(tmp_path / "first")
+    assert go_on(5)["steps"] == 5
+    (tmp_path / "t.csv").write_text("x,y,label\n" + rows.replace("a", "c"))
+    with pytest.raises(DataError, match="is not what it was when this run began"):
+        go_on(7)
 
 
 def test_a_run_can_start_from_a_hugging_face_directory(tmp_path: Path) -> None:

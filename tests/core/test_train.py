@@ -14,7 +14,8 @@ from core.learner import load_weights, start
 from core.recipe import Recipe
 from core.runtime import Runtime
 from core.storage.checkpoint import Checkpointer
-from core.train import Result, fit, split, train_step
+from core.task import split
+from core.train import Result, fit, train_step
 
 BASE: dict[str, Any] = {
     "data": {"kind": "image"},
@@ -136,6 +137,44 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, dig
     assert all(torch.isfinite(t).all() for t in restored.snapshot.tensors["model"].values())
 
 
+def test_weights_that_are_not_finite_are_never_saved_though_the_loss_was(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        data={"kind": "table", "path": "bundled:diabetes", "normalize": False},
+        objective={"kind": "regression"},
+        optimizer={"kind": "sgd", "lr": 1e37},
+        train__checkpoint_every=1,
+    )
+    data = load(recipe.data, "real", recipe.seed)
+    with Checkpointer(tmp_path) as checkpoints:
+        with pytest.raises(WorkerError, match="weights are not finite after step 1"):
+            fit(recipe, data.shard(), checkpoints=checkpoints)
+        assert checkpoints.load_latest().snapshot is None
+
+
+def test_a_batch_of_weight_zero_moves_nothing(digits: Data) -> None:
+    recipe = recipe_of(optimizer={"kind": "sgd"})
+    learner = start(recipe, digits.spec)
+    before = {name: t.clone() for name, t in learner.task.state_dict().items()}
+    batch = digits.shard().batch(recipe.train, 0)
+    batch["weight"] = torch.zeros_like(batch["weight"])
+    train_step(learner, batch, recipe)
+    assert same(before, learner.task.state_dict())
+
+
+def test_training_works_without_a_validation_split_unless_the_recipe_decides_by_it() -> None:
+    split = {"data__split": {"validation": 0.0, "test": 0.1}}
+    recipe = recipe_of(**split, train__evaluate_every=5)
+    assert fit(recipe, load(recipe.data, "class").shard()).ended == "done"
+    recipe = recipe_of(**split, train__evaluate_every=5, train__keep="best")
+    with pytest.raises(ConfigError, match=r"data\.split\.validation: is empty"):
+        fit(recipe, load(recipe.data, "class").shard())
+
+
+def test_a_warmup_longer_than_the_training_is_refused_with_the_config() -> None:
+    with pytest.raises(ConfigError, match="warmup"):
+        recipe_of(schedule={"kind": "cosine", "warmup": 13})
+
+
 def test_a_batch_with_nan_is_blamed_on_the_input(digits: Data) -> None:
     recipe = recipe_of()
     batch = digits.shard(0, 1).batch(recipe.train, 0)
@@ -152,7 +191,7 @@ def test_training_stops_early_when_the_metric_no_longer_improves(digits: Data) -
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(digits: Data) -> None:
-    with pytest.raises(ConfigError, match=r"train\.metric: 'bleu' is not measured here; choose one of loss, accuracy"):
+    with pytest.raises(ConfigError, match="'bleu' is not measured for classification; choose one of loss"):
         fit(recipe_of(train__metric="bleu"), digits.shard(0, 1))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from core.data.sources.bundled import read_table
 from core.storage.store import runs_root
 from hanse.cli import main
 
@@ -104,6 +105,28 @@ def test_dry_run_counts_what_a_run_then_has(file: str, tmp_path: Path, capsys: p
     assert costs["parameters"] == summary(tmp_path / "run")["parameters"] and costs["flops_per_step"] > 0
 
 
+def test_dry_run_counts_the_share_of_one_worker(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def costs(*words: str) -> dict[str, Any]:
+        size = () if any(word.startswith("train.batch_size") for word in words) else ("train.batch_size=64",)
+        assert train(file, "--dry-run", "--json", *size, *words) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])["summary"]
+        return found
+
+    alone, four = costs(), costs("workers=4")
+    assert four["memory_bytes"] == costs("train.batch_size=16")["memory_bytes"] < alone["memory_bytes"]
+    weights = 2 * four["memory_bytes"] - costs("train.batch_size=32")["memory_bytes"]
+    assert weights == 4 * 4 * 275  # weights, gradients and two moments: no worker has fewer
+    assert alone["flops_per_step"] == four["flops_per_step"]
+    assert costs("workers={min: 1, max: 4}")["memory_bytes"] == four["memory_bytes"]
+    sharded = costs("workers=4", "strategy=fsdp")["memory_bytes"]
+    assert sharded == four["memory_bytes"] - weights + weights // 4
+    everything = costs("train.batch_size=100000")["memory_bytes"]  # of which there are no more than rows
+    assert everything == costs("train.batch_size=142")["memory_bytes"]
+    assert costs("freeze=[layers.0.*]")["trainable"] == 16 * 3 + 3
+    assert train(file, "--dry-run", "workers={min: 1, max: 4}") == 0
+    assert "on each of 4 workers" in capsys.readouterr().out
+
+
 # --- going on ------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +152,92 @@ def test_a_finished_run_says_so_and_keeps_its_summary(
     assert "finished" in [line["event"] for line in said]
     assert (run / "metrics.jsonl").read_text() == metrics
     assert json.loads((run / "run.json").read_text())["status"] == "done"
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train.steps=60", "train.evaluate_every=5", "optimizer={kind: sgd, lr: 1e-12}"]  # nothing ever gets better
+    run, once = tmp_path / "run", tmp_path / "once"
+    assert train(file, f"run_dir={run}", *words, "train.patience=2") == 0
+    assert summary(run)["ended"] == "early" and summary(run)["steps"] < 60
+    before = (run / "summary.json").read_bytes()
+    capsys.readouterr()
+    assert train(file, f"run_dir={run}", *words, "train.patience=2", "resume=true") == 0
+    assert "raise train.patience to go on" in capsys.readouterr().out
+    assert train(file, f"run_dir={run}", *words, "train.patience=2", "train.steps=90", "resume=true") == 0
+    assert "raise train.patience to go on" in capsys.readouterr().out
+    assert (run / "summary.json").read_bytes() == before
+    assert train(file, f"run_dir={run}", *words, "train.patience=4", "resume=true") == 0
+    assert train(file, f"run_dir={once}", *words, "train.patience=4") == 0
+    assert (
+        summary(run)["ended"] == "early"
+        and summary(run)["steps"] == summary(once)["steps"] > json.loads(before)["steps"]
+    )
+    assert summary(run)["weights_sha256"] == summary(once)["weights_sha256"]
+    assert train(file, f"run_dir={run}", *words, "train.patience=null", "resume=true") == 0
+    assert summary(run)["ended"] == "done" and summary(run)["steps"] == 60
+    capsys.readouterr()
+    assert train(file, f"run_dir={run}", *words, "train.patience=2", "resume=true") == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_a_config_file_may_be_renamed_before_its_run_goes_on(file: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(file, f"run_dir={run}", "train.steps=5") == 0
+    renamed = Path(file).rename(tmp_path / "reds.yaml")
+    assert train(renamed, f"run_dir={run}", "train.steps=8", "resume=true") == 0
+    assert summary(run)["steps"] == 8
+
+
+def test_a_run_goes_on_from_its_own_weights_only(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, run = tmp_path / "a", tmp_path / "b", tmp_path / "run"
+    for path in (a, b):
+        assert train(file, f"run_dir={path}", "train.steps=2", "--quiet") == 0
+    assert train(file, f"run_dir={run}", f"init={a}", "train.steps=3", "--quiet") == 0
+    kept, words = (run / "config.yaml").read_text(), (f"run_dir={run}", "train.steps=6", "resume=true", "--quiet")
+    capsys.readouterr()
+    assert train(file, f"init={b}", *words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "init: " in said and "its own checkpoints" in said
+    assert train(file, f"init={a}", f"run_dir={b}", "train.steps=6", "resume=true") == 2  # which began from none
+    assert (run / "config.yaml").read_text() == kept
+    assert train(file, f"init={a}", *words) == 0  # a command line may be typed again
+    assert train(file, *words[:1], "train.steps=7", *words[2:]) == 0
+    assert f"init: {a}" in (run / "config.yaml").read_text() and summary(run)["steps"] == 7
+
+
+def test_a_tilde_in_a_path_is_the_home_directory(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HANSE_RUNS", "~/runs")
+    monkeypatch.chdir(here)
+    assert train(file, "train.steps=2", "name=first") == 0
+    assert (home / "runs" / "latest" / "summary.json").is_file()
+    assert train(file, "train.steps=2", "run_dir=~/b", "init=~/runs/latest") == 0
+    assert train(file, "train.steps=3", "resume=~/b") == 0
+    assert summary(home / "b")["steps"] == 3
+    table = read_table("wine")
+    rows = [",".join(table.columns), *[",".join(map(str, row)) for row in table.inputs]]
+    (home / "rows.csv").write_text("\n".join(rows) + "\n")
+    assert main(["predict", "~/b", "data.path=~/rows.csv", "out=~/answers.csv"]) == 0
+    assert (home / "answers.csv").is_file() and not list(here.iterdir())
+    capsys.readouterr()
+    assert main(["predict", "~/b", "data.path=~nobody-has-this-name.csv"]) == 3
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_the_device_of_a_run_on_workers_is_theirs_to_have(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import data_parallel
+
+    monkeypatch.setattr(data_parallel, "train", lambda *_: {"ended": "stopped", "steps": 0})
+    assert train(file, f"run_dir={tmp_path / 'run'}", "workers=1", "address=head:6379", "device=cuda") == 130
 
 
 def test_a_run_is_resumed_by_its_name(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,55 @@ def test_other_data_goes_through_the_preprocessing_of_the_model(
     assert said["examples"] == 178 and said["metrics"]["accuracy"] > 0.9
 
 
+def test_what_a_model_was_trained_on_must_be_as_it_was_and_is_prepared_as_it_was(
+    wines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wines.yaml").write_text(
+        f'data: {{kind: table, path: "{wines}", target: target}}\nmodel: {{kind: mlp}}\ntrain: {{steps: 3}}\n'
+    )
+    assert main(["train", str(tmp_path / "wines.yaml"), "run_dir=" + str(run := tmp_path / "run"), "--quiet"]) == 0
+    assert main(["evaluate", str(run), "--json"]) == 0
+    before = ended(capsys)["summary"]["metrics"]
+    was = wines.read_text()
+    wines.write_text(was.replace("class_0", "class_9"))
+    assert main(["evaluate", str(run)]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "data.path: " in said and "not what this model was trained on" in said
+    assert main(["evaluate", str(run), "data.target=target"]) == 2
+    assert "data.target: goes with other data" in capsys.readouterr().err
+    wines.write_text(was.replace("class_0", "class_1"))
+    assert main(["evaluate", str(run), f"data.path={wines}", "--quiet"]) == 0  # asked for by its name
+    wines.write_text(was)
+    capsys.readouterr()
+    saved = json.loads((run / "model" / "preprocess.json").read_text())
+    saved["fitted"]["features"][0]["mean"] += 100
+    (run / "model" / "preprocess.json").write_text(json.dumps(saved))
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert ended(capsys)["summary"]["metrics"]["loss"] != before["loss"]  # nothing is fitted again
+
+
+@pytest.mark.parametrize("name", ["english", "bpe", "digits"])
+def test_texts_and_images_too_are_prepared_as_they_were(
+    name: str, trained: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {
+        "bpe": "data: {kind: text, context: 16, limit_bytes: 20000, tokenizer: {kind: bpe, vocab: 280}}\n"
+        "model: {kind: recurrent, hidden: 8}\ntrain: {steps: 2, batch_size: 4}\n",
+        "digits": "data: {kind: image}\nmodel: {kind: mlp}\ntrain: {steps: 2}\n",
+    }
+    run = Path(trained.get(name, tmp_path / name))
+    if name in configs:
+        (tmp_path / "it.yaml").write_text(configs[name])
+        assert main(["train", str(tmp_path / "it.yaml"), f"run_dir={run}", "--quiet"]) == 0
+    for fit in ("core.data.image._fit", "core.data.text.make_tokenizer", "core.data.table.fit_table"):
+        monkeypatch.delattr(fit)
+    assert main(["evaluate", str(run), "--quiet"]) == 0
+    config = json.loads((run / "model" / "config.json").read_text())
+    (run / "model" / "config.json").write_text(json.dumps({**config, "fingerprint": "0" * 64}))
+    assert main(["evaluate", str(run), "--quiet"]) == 3
+    (run / "model" / "config.json").write_text(json.dumps(config))
+
+
 # --- predict -------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +218,16 @@ def test_every_way_to_choose_tokens_can_be_asked_for(
 def test_a_language_model_keeps_samples_of_what_it_writes(trained: dict[str, str]) -> None:
     samples = json.loads((Path(trained["english"]) / "summary.json").read_text())["samples"]
     assert len(samples) >= 2 and all(sample["prompt"] and sample["text"] for sample in samples)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 4, 5])
+def test_samples_fit_into_any_context(context: int, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIGS["english"].replace("context: 48", f"context: {context}"))
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "tiny.yaml"), f"run_dir={run}", "train.steps=1", "--quiet"]) == 0
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    samples = json.loads((run / "summary.json").read_text())["samples"]
+    assert [sample["prompt"] for sample in samples] == [text[: max(1, context - 1)] for text in ("The ", "In ", "\n")]
 
 
 def test_texts_on_the_command_line_are_taken_as_they_are() -> None:

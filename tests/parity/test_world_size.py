@@ -13,10 +13,11 @@ from torch import Tensor
 
 from core.config import apply, parse
 from core.data import load
-from core.learner import whole_weights
+from core.errors import WorkerError
+from core.learner import gather
 from core.recipe import Recipe
 from core.runtime import Record, Runtime
-from core.storage.checkpoint import Checkpointer
+from core.storage.checkpoint import Checkpointer, load_latest
 from core.train import fit
 from tests.ranks import on_ranks
 
@@ -58,7 +59,7 @@ def train_all(rank: int, world: int, strategy: str = "ddp") -> dict[str, tuple[l
         runtime = Runtime(rank=rank, world=world, strategy=strategy, report=_losses_to(losses))
         data = load(recipe.data, recipe.goal.target, recipe.seed)
         task = fit(recipe, data.shard(rank, world), runtime=runtime).task
-        results[name] = losses, {k: v.clone() for k, v in whole_weights(task).items()}
+        results[name] = losses, {k: v.clone() for k, v in gather(task.network.state_dict()).items()}
     return results
 
 
@@ -104,7 +105,7 @@ def train_in_two_parts(rank: int, world: int, folder: str, strategy: str) -> dic
         )
         with Checkpointer(Path(folder)) if rank == 0 else nullcontext() as checkpoints:
             task = fit(recipe, data.shard(rank, world), runtime=runtime, checkpoints=checkpoints).task
-    return {k: v.clone() for k, v in whole_weights(task).items()}
+    return {k: v.clone() for k, v in gather(task.network.state_dict()).items()}
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -112,6 +113,26 @@ def test_several_workers_resume_to_the_bits_of_an_undisturbed_run(tmp_path: Path
     resumed = on_ranks(2, train_in_two_parts, str(tmp_path), strategy)[0]
     _, undisturbed = trained(2, strategy)["mlp"]
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+def diverge(rank: int, world: int, folder: str) -> str:
+    """The error of a run that saves at every step, and looks at its loss at every tenth."""
+    base, changes = CASES["mlp"]
+    bad = {"optimizer.kind": "sgd", "optimizer.lr": 1e30, "train.log_every": 10, "train.checkpoint_every": 1}
+    recipe = parse(Recipe, apply(base, changes | bad))
+    data = load(recipe.data, recipe.goal.target, recipe.seed)
+    with Checkpointer(Path(folder)) if rank == 0 else nullcontext() as checkpoints:
+        try:
+            fit(recipe, data.shard(rank, world), runtime=Runtime(rank=rank, world=world), checkpoints=checkpoints)
+        except WorkerError as error:
+            return str(error)
+    return ""
+
+
+def test_all_workers_refuse_to_save_weights_that_are_not_finite(tmp_path: Path) -> None:
+    assert all("not finite" in said for said in on_ranks(2, diverge, str(tmp_path)))
+    saved = load_latest(tmp_path).snapshot
+    assert saved is None or all(torch.isfinite(t).all() for t in saved.tensors["model"].values())
 
 
 def test_every_case_trains_at_all() -> None:
