@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from core.config import override
-from core.data import Data, load, open_with
+from core.data import Data, Trained, load, open_with
 from core.errors import ConfigError, DataError
 from core.runtime import LOCAL, Runtime, choose_device
 from core.storage import artifact
@@ -75,9 +75,11 @@ def _open(model: Model, overrides: Mapping[str, Any]) -> Data:
     for key in overrides:
         if not key.startswith("data."):
             raise ConfigError(f"{key}: a trained model takes other data only; write data.path=FILE")
+        if "data.path" not in overrides:
+            raise ConfigError(f"{key}: goes with other data than the model was trained on; write data.path=FILE too")
     if not overrides:
         recipe = model.recipe
-        return load(recipe.data, recipe.goal.target, recipe.seed)
+        return load(recipe.data, recipe.goal.target, recipe.seed, Trained(model.preprocess, model.fingerprint))
     return open_with(model.preprocess, override(model.recipe, overrides).data)
 
 

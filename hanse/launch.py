@@ -22,7 +22,8 @@ from hanse.report import write_report
 from hanse.writer import continuations
 
 # Of a recipe, what may be other when a run goes on: none of it moves a weight of a step that was taken.
-FREE = {f"train.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep_last", "evaluate_batch")}
+TRAIN_FREE = ("steps", "patience", "log_every", "checkpoint_every", "keep_last", "evaluate_batch")
+FREE = {"name", *(f"train.{name}" for name in TRAIN_FREE)}
 Config = str | Path | Mapping[str, Any]
 
 
@@ -38,7 +39,7 @@ def parse_train(config: Config, overrides: Mapping[str, Any]) -> TrainRun:
 
 def find_model(reference: str | Path) -> Path:
     """The model directory that a run's name, a run directory or a model directory means. Raises DataError."""
-    path = Path(reference)
+    path = Path(os.path.expanduser(reference))
     if (path / "config.json").is_file():
         return path
     if path.is_dir() and not is_run(path):
@@ -54,11 +55,13 @@ def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
     """Trains to the end, or until it is interrupted: then the summary's `ended` is `stopped`."""
     if run.init:
         run = dataclasses.replace(run, init=str(find_model(run.init)))
-    choose_device(run.device)  # before anything is written
+    if run.workers == 0:
+        choose_device(run.device)  # before anything is written
     directory, run = _open(run)
     with closing(directory):
-        if (summary := _finished(directory, run)) is not None:
-            console.event("finished", message="this run has come to its end before; raise train.steps to go on with it")
+        summary = directory.run.summary()
+        if run.resume and (message := _finished(summary, run)):
+            console.event("finished", message=message)
             directory.finish("done")
             return directory.path, summary
         directory.config(to_yaml(dump_run(dataclasses.replace(run, run_dir=None, resume=False))))
@@ -76,7 +79,7 @@ def _open(run: TrainRun) -> tuple[RunDirectory, TrainRun]:
         return _reopen(find_run(runs_root(), run.resume).path, run)
     if run.run_dir is None:
         return RunDirectory.create(runs_root(), run.recipe.name, **_origin(run)), run
-    path = Path(run.run_dir)
+    path = Path(os.path.expanduser(run.run_dir))
     if run.resume and is_run(path):
         return _reopen(path, run)
     return RunDirectory.create(path, **_origin(run)), run
@@ -87,7 +90,8 @@ def _reopen(path: Path, run: TrainRun) -> tuple[RunDirectory, TrainRun]:
     if file.is_file():  # else it was killed in its first moment, before anything was trained
         saved = parse_run(TrainRun, read(file))
         _require_same_recipe(saved, run, file)
-        run = dataclasses.replace(run, init=run.init or saved.init)
+        _require_same_init(saved, run, file)
+        run = dataclasses.replace(run, init=saved.init)
     return RunDirectory.open(path), run
 
 
@@ -104,6 +108,15 @@ def _require_same_recipe(saved: TrainRun, run: TrainRun, file: Path) -> None:
         )
 
 
+def _require_same_init(saved: TrainRun, run: TrainRun, file: Path) -> None:
+    if run.init is None or (saved.init is not None and Path(run.init).resolve() == Path(saved.init).resolve()):
+        return
+    raise ConfigError(
+        f"init: is {run.init!r}, and was {saved.init!r} when this run began ({file}); a resumed run goes on from its "
+        "own checkpoints; leave init out, or start a new run with it"
+    )
+
+
 def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
         if isinstance(value, Mapping):
@@ -112,13 +125,21 @@ def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _finished(directory: RunDirectory, run: TrainRun) -> Summary | None:
-    """The summary of a run that has nothing left to do."""
-    if not run.resume:
-        return None
-    summary = directory.run.summary()
-    is_over = summary and (summary["ended"] == "early" or summary["steps"] >= run.recipe.train.steps)
-    return summary if is_over else None
+def _finished(summary: Summary, run: TrainRun) -> str:
+    """Why a run has nothing left to do, and how it would; empty if it has something to do."""
+    train = run.recipe.train
+    if not summary:
+        return ""
+    if summary["ended"] == "early" and train.patience is not None:
+        # from what the run did, not from the patience it had: that may have been raised since, by a run that was killed
+        bad = (summary["steps"] - summary["best"]["step"]) // train.evaluate_every
+        if bad >= train.patience:
+            return (
+                f"this run was stopped early, after {bad} evaluations without a better {train.metric}; "
+                "raise train.patience to go on with it"
+            )
+    is_over = summary["steps"] >= train.steps
+    return "this run has come to its end before; raise train.steps to go on with it" if is_over else ""
 
 
 def _origin(run: TrainRun) -> dict[str, Any]:

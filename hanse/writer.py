@@ -64,10 +64,19 @@ def write(model: Model, writing: Writing) -> Iterator[str]:
 
 
 def continuations(directory: Path) -> list[dict[str, str]]:
-    """A few short samples of a model, for its report."""
+    """A few short samples of a model, for its report; the prompts are cut so that any context has room for them."""
     model = artifact.load(directory)
-    writings = [Writing(prompt, temperature=0.8) for prompt in PROMPTS]
+    writings = [Writing(_fitting(prompt, model), temperature=0.8) for prompt in PROMPTS]
     return [{"prompt": writing.prompt, "text": "".join(write(model, writing))} for writing in writings]
+
+
+def _fitting(prompt: str, model: Model) -> str:
+    """The beginning of a prompt that leaves room for a new token; a single token always does, for it need not stay."""
+    context: Any = model.task.network.context
+    tokenizer = model.preprocess.tokenizer
+    while context is not None and len(tokenizer.encode(prompt)) > max(1, context - 1):
+        prompt = prompt[:-1]
+    return prompt
 
 
 def _tokens(model: Model, writing: Writing) -> Iterator[int]:

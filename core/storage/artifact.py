@@ -33,13 +33,14 @@ class Model:
     recipe: Recipe
     spec: Spec
     preprocess: Preprocess
+    fingerprint: str  # SHA-256 of the data it was trained on
     directory: Path
 
 
 def save(
     directory: Path, recipe: Recipe, spec: Spec, preprocess: Preprocess, weights: dict[str, Tensor], *, fingerprint: str
 ) -> None:
-    """Writes a model directory; `weights` are the network's, `fingerprint` the SHA-256 of the data it was trained on."""
+    """Writes a model directory; `weights` are the network's, `fingerprint` is that of the data."""
     directory.mkdir(parents=True, exist_ok=True)
     preprocess.save(directory)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
@@ -63,13 +64,14 @@ def load(directory: str | Path) -> Model:
         raise DataError(f"{path}/config.json: not a model of this version of Hanse (format {FORMAT})")
     try:
         recipe, spec = parse(Recipe, config["recipe"]), parse(Spec, config["spec"])
+        fingerprint = str(config["data_sha256"])
     except (KeyError, HanseError) as error:
         raise DataError(f"{path}/config.json: not a model of this version of Hanse: {error}") from None
     task = recipe.build(spec)
     loaded = load_weights(task, read_weights(path))
     if loaded.fresh:
         raise DataError(f"{path}/model.safetensors: lacks {loaded.fresh[0]}; the file is not of this config.json")
-    return Model(task.eval(), recipe, spec, Preprocess.load(path), path)
+    return Model(task.eval(), recipe, spec, Preprocess.load(path), fingerprint, path)
 
 
 def read_weights(directory: str | Path) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ _FOLDERS = ("checkpoints", "model", "logs")
 
 def runs_root() -> Path:
     """Where run directories go: the environment's HANSE_RUNS, or `runs` in the current directory."""
-    return Path(os.environ.get("HANSE_RUNS") or "runs")
+    return Path(os.path.expanduser(os.environ.get("HANSE_RUNS") or "runs"))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def find_run(root: Path, reference: str) -> Run:
     Raises DataError that names what is near if nothing or more than one run is meant.
     """
     root = Path(root)
-    for path in (root / reference, Path(reference)):
+    for path in (root / reference, Path(os.path.expanduser(reference))):
         if is_run(path):
             return read_run(path.parent / os.readlink(path) if path.is_symlink() else path)
     runs = list_runs(root)

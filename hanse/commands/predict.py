@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +21,13 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
     """Writes the answers to `out`, else shows the first of them."""
     overrides = read_overrides(words)
     out = overrides.pop("out", None)
-    if out is not None and Path(str(out)).suffix not in (".csv", ".jsonl"):
+    file = None if out is None else Path(os.path.expanduser(str(out)))
+    if file is not None and file.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"out: should end in .csv or .jsonl, got {out!r}")
     answers = predict(load_model(reference), overrides)
-    if out is not None:
-        replace_text(Path(str(out)), _text(answers, Path(str(out)).suffix))
-        console.end(out, {"rows": len(answers)})
+    if file is not None:
+        replace_text(file, _text(answers, file.suffix))
+        console.end(file, {"rows": len(answers)})
         return 0
     shown = answers if isinstance(console, JsonConsole) else answers[:SHOWN]
     console.rows("prediction", [_readable(answer, console) for answer in shown])

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.config import dump_run, read_overrides, to_yaml
 from core.recipe import TrainRun
@@ -13,6 +13,10 @@ from hanse.console import Console, JsonConsole
 from hanse.format import number, size
 from hanse.interrupt import INTERRUPTED
 
+if TYPE_CHECKING:  # only names: training needs no estimate
+    from core.data import Spec
+    from core.estimate import Estimate
+
 
 def run(file: str, words: Sequence[str], console: Console) -> int:
     """Trains, and says how it went and what to type next."""
@@ -21,7 +25,7 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
     console.header(f"hanse train  {train.recipe.name}", _header(train))
     path, summary = launch.train(train, console)
     if summary["ended"] == "stopped":
-        again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir="))]
+        again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir=", "init="))]
         words_again = " ".join([f"hanse train {file}", *again, f"resume={reference(path)}"])
         console.end(path, _shown(summary, console), [words_again])
         return INTERRUPTED
@@ -34,18 +38,19 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
 def dry_run(file: str, words: Sequence[str], console: Console) -> int:
     """The resolved config, the sizes of the data, and what a step costs; nothing is trained or written."""
     from core.data import load
-    from core.estimate import estimate
 
     train = launch.parse_train(file, read_overrides(words))
     recipe = train.recipe
     data = load(recipe.data, recipe.goal.target, recipe.seed)
-    costs = estimate(recipe, data.spec)
+    costs, workers = _costs(train, data.spec, data.sizes["train"]), _most(train)
+    sharded = workers if train.strategy == "fsdp" else 1  # what each of them holds a part of only
+    memory_bytes = (costs.memory_bytes - costs.activations_bytes) // sharded + costs.activations_bytes
     console.say(to_yaml(dump_run(train)))
     fields: dict[str, Any] = {
         "parameters": number(costs.parameters),
         "trainable": number(costs.trainable),
         "FLOPs/step": f"{costs.flops:.3g}",
-        "memory": f"at least {size(costs.memory_bytes)} per worker",
+        "memory": f"at least {size(memory_bytes)}" + (f" on each of {workers} workers" if train.workers else ""),
         "data": "  ".join(f"{name} {number(count)}" for name, count in data.sizes.items()),
         "input": f"{data.spec.kind} {list(data.spec.shape)} -> {data.spec.outputs}",
     }
@@ -54,13 +59,32 @@ def dry_run(file: str, words: Sequence[str], console: Console) -> int:
         "parameters": costs.parameters,
         "trainable": costs.trainable,
         "flops_per_step": costs.flops,
-        "memory_bytes": costs.memory_bytes,
+        "memory_bytes": memory_bytes,
         "data": data.sizes,
         "config": dump_run(train),
     }
     command = " ".join(["hanse train", file, *map(shlex.quote, words)])
     console.end(None, numbers if isinstance(console, JsonConsole) else {"dry run": "nothing was trained"}, [command])
     return 0
+
+
+def _costs(train: TrainRun, spec: "Spec", examples: int) -> "Estimate":
+    """FLOPs of a step of all workers; memory of the share that one of them has, as `core.data.shard` cuts it."""
+    from core.data.shard import ceil_div
+    from core.estimate import estimate_task, example_batch
+    from core.learner import freeze
+
+    recipe, numbers = train.recipe, train.recipe.train
+    full = min(numbers.batch_size, examples)
+    micro = ceil_div(ceil_div(full, _most(train)), numbers.accumulate)
+    task = recipe.build(spec)
+    freeze(task, recipe.freeze)
+    return estimate_task(task, example_batch(spec, micro), recipe.optimizer, full, numbers.precision)
+
+
+def _most(train: TrainRun) -> int:
+    """How many share a step; of an elastic run the largest number, where each of them has the least to hold."""
+    return max(1, train.workers if isinstance(train.workers, int) else train.workers.max)
 
 
 def next_commands(path: Path, train: TrainRun) -> list[str]:

@@ -102,7 +102,8 @@ def test_what_a_model_was_trained_on_must_be_as_it_was_and_is_prepared_as_it_was
     (tmp_path / "wines.yaml").write_text(
         f'data: {{kind: table, path: "{wines}", target: target}}\nmodel: {{kind: mlp}}\ntrain: {{steps: 3}}\n'
     )
-    assert main(["train", str(tmp_path / "wines.yaml"), "run_dir=" + str(run := tmp_path / "run"), "--quiet"]) == 0
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "wines.yaml"), f"run_dir={run}", "--quiet"]) == 0
     assert main(["evaluate", str(run), "--json"]) == 0
     before = ended(capsys)["summary"]["metrics"]
     was = wines.read_text()
@@ -140,7 +141,7 @@ def test_texts_and_images_too_are_prepared_as_they_were(
         monkeypatch.delattr(fit)
     assert main(["evaluate", str(run), "--quiet"]) == 0
     config = json.loads((run / "model" / "config.json").read_text())
-    (run / "model" / "config.json").write_text(json.dumps({**config, "fingerprint": "0" * 64}))
+    (run / "model" / "config.json").write_text(json.dumps({**config, "data_sha256": "0" * 64}))
     assert main(["evaluate", str(run), "--quiet"]) == 3
     (run / "model" / "config.json").write_text(json.dumps(config))
 

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ BUNDLED = "bundled:"
 
 def find(path: str) -> Path:
     """The file or folder at `path`. Raises DataError with the nearest name if there is none."""
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))  # which leaves a ~ that is no user's as it is
     if found.exists():
         return found
     names = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
