@@ -17,7 +17,7 @@ DIGITS = {
     "data": {"kind": "image"},
     "model": {"kind": "cnn"},
     "optimizer": {"kind": "adamw"},
-    "train": {"steps": 600, "batch_size": 64, "log_every": 50},
+    "train": {"steps": 300, "batch_size": 64, "log_every": 50},
 }
 # 2.4 million parameters
 GPT = {
@@ -32,7 +32,7 @@ WARM = {"digits cnn": 50, "gpt": 2}  # steps before the clock starts; a multiple
 def run() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for name, mapping, rounds in (("digits cnn", DIGITS, 9), ("gpt", GPT, 5)):
+        for name, mapping, rounds in (("digits cnn", DIGITS, 25), ("gpt", GPT, 5)):
             side = _Sides(parse(Recipe, mapping), WARM[name])
             figures = alternate(side.ours, side.bare, rounds)
             emit("local steps/s, fit over bare loop", work=name, threads=threads, parameters=side.parameters, **figures)

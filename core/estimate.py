@@ -41,21 +41,13 @@ class Estimate:
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
 
 
-def estimate(recipe: "Recipe", spec: "Spec") -> Estimate:
-    """The costs of a recipe's step on one worker."""
-    train = recipe.train
-    micro = -(-train.batch_size // train.accumulate)
-    task = recipe.build(spec)
-    return estimate_task(task, example_batch(spec, micro), recipe.optimizer, train.batch_size, train.precision)
-
-
 def step_flops(recipe: "Recipe", spec: "Spec") -> float:
     """FLOPs of one optimizer step over the whole global batch: 3 forward passes."""
     forward, _ = _forward_costs(recipe.build(spec), example_batch(spec, 2), torch.float32)  # BatchNorm refuses 1 row
     return 3.0 * forward * recipe.train.batch_size / 2
 
 
-def estimate_task(
+def estimate(
     task: nn.Module, batch: Batch, optimizer: "OptimizerConfig", batch_size: int, precision: str = "fp32"
 ) -> Estimate:
     """The costs of a task (batch -> losses, weights) whose micro-batches have the size of `batch` (any device).

@@ -98,26 +98,39 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     """
     train, precision, optimizer = recipe.train, learner.precision, learner.optimizer
     set_lr(optimizer, recipe.schedule.factor(learner.progress.step, train.steps))
-    optimizer.zero_grad(set_to_none=True)
+    for parameter in learner.trainable:
+        parameter.grad = None
     micros = split(batch, train.accumulate)
-    total = runtime.total(torch.stack([(recipe.goal.weights(m) * m["weight"]).sum() for m in micros]).sum())
-    factor = runtime.world / total.clamp(min=torch.finfo(total.dtype).tiny)  # a batch of weight 0 moves nothing
-    loss = total.new_zeros(())
+    total = None if len(micros) == runtime.world == 1 else _total_weight(micros, recipe, runtime)
+    shares = []
     for i, micro in enumerate(micros):
         with runtime.synchronize(learner.model, i + 1 == len(micros)):
             with precision.autocast():
-                losses, _ = learner.model(micro)
-            share = (losses * micro["weight"]).sum() * factor  # ranks average their gradients, hence times world
+                losses, weights = learner.model(micro)
+            whole_weight = _nonzero(torch.dot(weights, micro["weight"])) if total is None else total
+            share = torch.dot(losses, micro["weight"]) / whole_weight
             precision.scale(share).backward()
-        loss += share.detach()
+        shares.append(share.detach())
+    loss = shares[0] if len(shares) == 1 else torch.stack(shares).sum()
     if measure:
-        loss = runtime.total(loss) / runtime.world
+        loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)
     if measure or runtime.is_alone_on_cpu:  # elsewhere looking at every loss would stall the device
         health.require_finite(learner, batch, loss, norm, train.accumulate)
     precision.step(optimizer)
     learner.progress.step += 1
     return Step(loss, norm)
+
+
+def _total_weight(micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
+    """What a rank divides its losses by: the weight of the global batch, over the number of ranks, which average."""
+    own = torch.stack([torch.dot(recipe.goal.weights(micro), micro["weight"]) for micro in micros]).sum()
+    return _nonzero(runtime.total(own)) / runtime.world
+
+
+def _nonzero(weight: Tensor) -> Tensor:
+    """A batch of weight 0 has loss 0 and moves nothing."""
+    return weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def _clip(learner: Learner, clip: float | None, measure: bool) -> Tensor | None:

@@ -71,7 +71,7 @@ def dry_run(file: str, words: Sequence[str], console: Console) -> int:
 def _costs(train: TrainRun, spec: "Spec", examples: int) -> "Estimate":
     """FLOPs of a step of all workers; memory of the share that one of them has, as `core.data.shard` cuts it."""
     from core.data.shard import ceil_div
-    from core.estimate import estimate_task, example_batch
+    from core.estimate import estimate, example_batch
     from core.learner import freeze
 
     recipe, numbers = train.recipe, train.recipe.train
@@ -79,7 +79,7 @@ def _costs(train: TrainRun, spec: "Spec", examples: int) -> "Estimate":
     micro = ceil_div(ceil_div(full, _most(train)), numbers.accumulate)
     task = recipe.build(spec)
     freeze(task, recipe.freeze)
-    return estimate_task(task, example_batch(spec, micro), recipe.optimizer, full, numbers.precision)
+    return estimate(task, example_batch(spec, micro), recipe.optimizer, full, numbers.precision)
 
 
 def _most(train: TrainRun) -> int:
