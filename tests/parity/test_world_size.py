@@ -69,7 +69,7 @@ def trained(world: int, strategy: str = "ddp") -> dict[str, tuple[list[float], d
 
 
 def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest over the tensors of |a - b| / |a|, in the Euclidean norm."""
+    """The largest over the tensors of |a - b| / |a|, in the Euclidean norm; all but zero, a counts as 1e-3."""
     return max(((a[name] - b[name]).norm() / a[name].norm().clamp(min=1e-3)).item() for name in a)
 
 
