@@ -34,7 +34,7 @@ class Training:
     log_every: int = 10
     evaluate_every: int = 0
     evaluate_batch: int = 256
-    checkpoint_every: int = 0
+    checkpoint_every: int = 100
     keep_last: int = 2
     metric: str = "loss"
     patience: int | None = None
