@@ -14,7 +14,7 @@ from core.task import Batch, split
 
 # A layer whose gradient is this much smaller than the largest layer's, per weight, hardly learns (our choice).
 VANISHING = 1e-7
-WAY_OUT = "lower optimizer.lr or set train.clip; the last good checkpoint is kept"
+WAY_OUT = "lower optimizer.lr or set train.clip; no checkpoint holds such weights"
 
 
 def require_finite(learner: Learner, batch: Batch, loss: Tensor, norm: Tensor | None, parts: int = 1) -> None:

@@ -81,7 +81,8 @@ def freeze(task: Task, patterns: tuple[str, ...]) -> list[str]:
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)
         if not hits:
-            raise ConfigError(f"freeze: '{pattern}' matches no parameter; there are {', '.join(names[:6])}, ...")
+            hint = f"did you mean '{pattern}.*'?" if fnmatch.filter(names, f"{pattern}.*") else "there are"
+            raise ConfigError(f"freeze: '{pattern}' matches no parameter; {hint} {', '.join(names[:6])}, ...")
         frozen += hits
     for name in frozen:
         task.network.get_parameter(name).requires_grad_(False)

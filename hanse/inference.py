@@ -18,11 +18,13 @@ from core.train import metrics_of
 from hanse.launch import find_model
 
 Prediction = dict[str, Any]
+FIXED = ("missing", "normalize", "categories", "tokenizer", "context", "size", "split", "augment", "token_drop")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name; details: confusion matrix and numbers by class, where there are classes."""
+    """metrics by name; details: confusion matrix and numbers by class, where there are classes; split: `test` or
+    `validation` of the model's own data, `all` of other data."""
 
     metrics: dict[str, float]
     details: dict[str, Any]
@@ -47,7 +49,8 @@ def evaluate(model: Model, overrides: Mapping[str, Any] | None = None) -> Evalua
     batches = shard.held_out(split, model.recipe.train.evaluate_batch)
     metrics, task = metrics_of(model.recipe, shard), model.task.to(runtime.device)
     state = measure(task, _with_targets(batches, source), metrics, runtime)
-    return Evaluation(metrics.compute(state), metrics.details(state), split, data.sizes[split], source)
+    of = "all" if overrides else split
+    return Evaluation(metrics.compute(state), metrics.details(state), of, data.sizes[split], source)
 
 
 def predict(model: Model, overrides: Mapping[str, Any]) -> list[Prediction]:
@@ -75,6 +78,8 @@ def _open(model: Model, overrides: Mapping[str, Any]) -> Data:
     for key in overrides:
         if not key.startswith("data."):
             raise ConfigError(f"{key}: a trained model takes other data only; write data.path=FILE")
+        if key.split(".")[1] in FIXED:
+            raise ConfigError(f"{key}: is fixed by the model's training; train again with it")
         if "data.path" not in overrides:
             raise ConfigError(f"{key}: goes with other data than the model was trained on; write data.path=FILE too")
     if not overrides:

@@ -15,7 +15,7 @@ from core.errors import ConfigError, DataError, ResourceError
 from core.execute import Summary, execute
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
-from core.storage.store import RunDirectory, find_run, is_run, read_run, runs_root
+from core.storage.store import Run, RunDirectory, find_run, is_run, read_run, runs_root
 from hanse.console import Console, JsonConsole
 from hanse.interrupt import interruptible
 from hanse.report import write_report
@@ -46,9 +46,16 @@ def find_model(reference: str | Path) -> Path:
         raise DataError(f"{path}: neither a run nor a model directory: it has no run.json and no config.json")
     run = read_run(path) if is_run(path) else find_run(runs_root(), str(reference))
     if not (run.path / "model" / "config.json").is_file():
-        way_out = "wait for its end" if run.status == "running" else f"finish it with resume={run.id}"
-        raise DataError(f"{reference}: this run has no model yet, it is {run.status}; {way_out}")
+        raise DataError(f"{reference}: this run has no model yet: {_why_no_model(run)}")
     return run.path / "model"
+
+
+def _why_no_model(run: Run) -> str:
+    if run.status == "running":
+        return "it is running; wait for its end"
+    if run.status == "failed":
+        return f"it failed: {run.record.get('error')}"
+    return f"it is {run.status}; finish it with `hanse train FILE resume={run.id}`"
 
 
 def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:

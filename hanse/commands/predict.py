@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.config import read_overrides
-from core.errors import ConfigError
+from core.errors import ConfigError, ResourceError
 from core.storage.atomic import replace_text
 from hanse.console import Console, JsonConsole
 from hanse.format import number
@@ -24,9 +24,16 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
     file = None if out is None else Path(os.path.expanduser(str(out)))
     if file is not None and file.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"out: should end in .csv or .jsonl, got {out!r}")
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise ConfigError(
+            f"out: {file} cannot be written: {file.parent} is no directory, or the file is one; make it first"
+        )
     answers = predict(load_model(reference), overrides)
     if file is not None:
-        replace_text(file, _text(answers, file.suffix))
+        try:
+            replace_text(file, _text(answers, file.suffix))
+        except OSError as error:
+            raise ResourceError(f"out: {file} cannot be written: {error.strerror}; name another place") from error
         console.end(file, {"rows": len(answers)})
         return 0
     shown = answers if isinstance(console, JsonConsole) else answers[:SHOWN]

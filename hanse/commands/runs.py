@@ -49,6 +49,8 @@ def show(reference: str, console: Console) -> int:
     if summary:
         console.rows("metric", [{"split": summary["split"], **{k: number(v) for k, v in summary["metrics"].items()}}])
     files = [name for name in ("report.html", "config.yaml", "metrics.jsonl", "model") if (run.path / name).exists()]
+    if not (run.path / "model" / "config.json").exists():
+        files.remove("model")
     console.say(f"files   {'  '.join(files)}")
     console.end(run.path, {"status": run.status}, [f"hanse evaluate {run.id}"] if summary else [])
     return 0

@@ -186,7 +186,7 @@ def test_init_from_what_is_no_model_is_refused(file: Path, tmp_path: Path, capsy
     refused(["train", str(file), "init=nothing"], 3, "nothing: no such run", capsys)
     with RunDirectory.create(tmp_path / "begun"):
         pass
-    refused(["train", str(file), f"init={tmp_path / 'begun'}"], 3, "has no model yet, it is killed; finish it", capsys)
+    refused(["train", str(file), f"init={tmp_path / 'begun'}"], 3, "has no model yet: it is killed; finish it", capsys)
 
 
 # --- while it runs -------------------------------------------------------------------------------------------------
