@@ -18,7 +18,7 @@ from core.storage.store import RunDirectory
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-POLL_S = 0.1  # how often the driver looks for new records
+POLL_S = 0.25  # how often the driver looks for new records
 TRACEBACK_LINES = 15  # of a failed worker that are shown; all of them are in the run's logs/
 _ERRORS: dict[str, type[HanseError]] = {e.__name__: e for e in (ConfigError, DataError, ResourceError, WorkerError)}
 
