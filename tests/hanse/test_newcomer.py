@@ -43,7 +43,7 @@ def test_a_run_that_failed_at_once_says_how_to_be_rid_of_it(table: Path, tmp_pat
         train(table, tmp_path / "run", **{"data.target": "lable"})
     with pytest.raises(ConfigError, match="already holds a run; remove it with `hanse runs remove"):
         train(table, tmp_path / "run")
-    with pytest.raises(DataError, match="this run has no model yet: it failed: .*lable"):
+    with pytest.raises(DataError, match=r"this run has no model yet: it failed: .*lable"):
         hanse.evaluate(tmp_path / "run")
 
 
