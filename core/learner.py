@@ -6,6 +6,7 @@ A checkpoint holds all of it and nothing else: batches, dropout and the learning
 import fnmatch
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from core.precision import Precision
 from core.recipe import Recipe
 from core.runtime import LOCAL, Runtime
 from core.sharding import is_sharded, sharded_like, whole
-from core.storage.checkpoint import Checkpointer, Restored, Snapshot
+from core.storage.checkpoint import Restored, Snapshot
 from core.task import Task
 
 
@@ -62,16 +63,21 @@ class Learner:
 
 def start(recipe: Recipe, spec: Spec, weights: dict[str, Tensor] | None = None, runtime: Runtime = LOCAL) -> Learner:
     """A Learner at step 0, on the runtime's device, with `weights` loaded into it where they fit."""
+    task = prepare(recipe, spec, weights, runtime).to(runtime.device).train()
+    model = runtime.wrap(task, recipe.train.compile)
+    optimizer = recipe.optimizer.build(task.named_parameters())
+    return Learner(task, model, optimizer, Precision.of(recipe.train.precision, runtime.device))
+
+
+def prepare(recipe: Recipe, spec: Spec, weights: dict[str, Tensor] | None = None, runtime: Runtime = LOCAL) -> Task:
+    """A Task on the CPU, as training begins with it: `weights` loaded where they fit, parameters frozen."""
     task = recipe.build(spec)
     if weights is not None:
         loaded = load_weights(task, weights)
         if runtime.rank == 0:
             runtime.report({"event": "initialized", **asdict(loaded)})
     freeze(task, recipe.freeze)
-    task.to(runtime.device).train()
-    model = runtime.wrap(task, recipe.train.compile)
-    optimizer = recipe.optimizer.build(task.named_parameters())
-    return Learner(task, model, optimizer, Precision.of(recipe.train.precision, runtime.device))
+    return task
 
 
 def freeze(task: Task, patterns: tuple[str, ...]) -> list[str]:
@@ -148,7 +154,17 @@ def gather(tensors: dict[str, Tensor], runtime: Runtime = LOCAL) -> dict[str, Te
     return gathered
 
 
-def resume(learner: Learner, checkpoints: Checkpointer | None, runtime: Runtime = LOCAL) -> None:
+class Saver(Protocol):
+    """Where `fit` saves what it captures, and what it goes on from: a `Checkpointer`, or memory."""
+
+    def save(self, snapshot: Snapshot, best: bool = False) -> None:
+        """Takes a snapshot whose tensors change after the call; `best` says that it is the best so far."""
+
+    def load_latest(self) -> Restored:
+        """The newest good snapshot, if there is one."""
+
+
+def resume(learner: Learner, checkpoints: Saver | None, runtime: Runtime = LOCAL) -> None:
     """Goes on from the newest good checkpoint, bit for bit, or stays at step 0 where there is none.
 
     Rank 0 reads and tells the others. Raises DataError, on every rank, if there are checkpoints and none is whole.

@@ -63,17 +63,23 @@ def _hashes(key: Tensor, salt: int, count: int) -> Tensor:
     return _mix(row[..., None] + column)
 
 
-def keep_mask(key: Tensor, salt: int, shape: tuple[int, ...], p: float) -> Tensor:
+def keep_mask(key: Tensor, salt: int, shape: tuple[int, ...], p: float | Tensor) -> Tensor:
     """Dropout's multipliers: 0 where an element is dropped (probability p), 1 / (1 - p) where it is kept.
 
     key [B] int64 addresses the examples, `salt` the layer; shape is the activation's shape without the batch. Returns
-    [B, *shape] float32. Two 16-bit lanes come from each 32-bit hash, so p is rounded to 1/65536; the multiplier is
-    exact for the rounded value. It stays with integers because boolean tensors cost several times as much on a CPU:
-    this is about five times as fast as `F.dropout` there.
+    [B, *shape] float32. `p` may be a float64 tensor [], as under vmap. Two 16-bit lanes come from each 32-bit hash, so p
+    is rounded to 1/65536; the multiplier is exact for the rounded value. It stays with integers because boolean tensors
+    cost several times as much on a CPU: this is about five times as fast as `F.dropout` there.
     """
     size = math.prod(shape)
-    threshold = min(round(p * 65536), 65535)
-    multiplier = struct.unpack("<i", struct.pack("<f", 65536 / (65536 - threshold)))[0]  # a float's bits, as int32
+    threshold: int | Tensor
+    multiplier: int | Tensor  # a float's bits, as int32
+    if isinstance(p, Tensor):
+        threshold = (p * 65536).round().clamp(max=65535).int()
+        multiplier = (65536 / (65536 - threshold.double())).float().view(torch.int32)
+    else:
+        threshold = min(round(p * 65536), 65535)
+        multiplier = struct.unpack("<i", struct.pack("<f", 65536 / (65536 - threshold)))[0]
     hashes = _hashes(key, salt, (size + 1) // 2)
     lanes = torch.cat([hashes & 0xFFFF, (hashes >> 16).bitwise_and_(0xFFFF)], dim=-1)
     # (threshold - 1 - lane) >> 31 has all bits set where lane >= threshold, else none

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from core.data import DataConfig, Spec, Text
+from core.ensemble.repeat import Repeat
 from core.errors import ConfigError
 from core.metrics import NAMES
 from core.models import ModelConfig
@@ -121,9 +122,11 @@ class TrainRun:
     `workers` 0 trains in this process, N on N Ray workers with the same numbers, `{min, max}` elastically. A worker
     whose processor share is below one shares a processor with others.
     `resume` true goes on in `run_dir`; a run's name or path goes on there. `init` starts from another run's weights.
+    `repeat` trains many members of the recipe, over seeds, folds or bootstraps, on a pool of the workers.
     """
 
     recipe: Recipe
+    repeat: Repeat | None = None
     workers: int | Elastic = 0
     cpus_per_worker: float = 1.0
     strategy: Literal["ddp", "fsdp"] = "ddp"

@@ -37,7 +37,7 @@ class Runtime:
 
     def wrap(self, task: Task, compile: bool | Literal["auto"] = "auto") -> nn.Module:
         """The task as this runtime trains it: as it is, compiled, in DDP, or sharded by FSDP2."""
-        if compile is True or (compile == "auto" and self.device.type == "cuda"):
+        if self.compiles(compile):
             task.compile()
         if self.world == 1:
             return task
@@ -45,6 +45,10 @@ class Runtime:
             return shard(task, self.device.type, self.world)
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(task, device_ids=devices, gradient_as_bucket_view=True)
+
+    def compiles(self, wanted: bool | Literal["auto"]) -> bool:
+        """Whether `train.compile` means to compile here: `auto` does where there is a GPU."""
+        return wanted is True or (wanted == "auto" and self.device.type == "cuda")
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on every rank."""

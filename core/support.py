@@ -6,7 +6,7 @@ A row is (name, whether it applies, the message). `ARCHITECTURE.md` shows this t
 from collections.abc import Callable
 
 from core.errors import ConfigError
-from core.recipe import TrainRun
+from core.recipe import Elastic, TrainRun
 
 Row = tuple[str, Callable[[TrainRun], bool], str]
 
@@ -18,13 +18,35 @@ def _norm(run: TrainRun) -> str:
 ROWS: tuple[Row, ...] = (
     (
         "batch norm on several workers",
-        lambda run: run.workers not in (0, 1) and _norm(run) == "batch",
+        lambda run: run.repeat is None and run.workers not in (0, 1) and _norm(run) == "batch",
         "model.norm: batch statistics depend on how a batch is split over workers; use model.norm=group, or workers=0",
     ),
     (
         "batch norm with accumulation",
         lambda run: run.recipe.train.accumulate > 1 and _norm(run) == "batch",
         "model.norm: batch statistics depend on train.accumulate; use model.norm=group, or train.accumulate=1",
+    ),
+    (
+        "a repeat with FSDP",
+        lambda run: run.repeat is not None and run.strategy == "fsdp",
+        "strategy: fsdp shards one model over the workers, repeat gives each worker whole members; set strategy=ddp",
+    ),
+    (
+        "a repeat with elastic workers",
+        lambda run: run.repeat is not None and isinstance(run.workers, Elastic),
+        "workers: repeat spreads its members over a pool of fixed size; write workers=N instead of min and max",
+    ),
+    (
+        "a repeat over folds of one fold",
+        lambda run: run.repeat is not None and run.repeat.folds > 0 and run.recipe.data.split.folds is not None,
+        "data.split.folds: repeat.folds tests on every fold in turn; set data.split.folds=null and data.split.fold=0",
+    ),
+    (
+        "a repeat over bootstraps of one bootstrap",
+        lambda run: (
+            run.repeat is not None and run.repeat.bootstraps > 0 and run.recipe.data.split.bootstrap is not None
+        ),
+        "data.split.bootstrap: repeat.bootstraps trains on many resamples; set data.split.bootstrap=null",
     ),
     (
         "FSDP in one process",

@@ -36,10 +36,10 @@ class Task(nn.Module):
         return (losses, weights, predicted) if outputs else (losses, weights)
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """Micro-batches: the rows in order, in `parts` parts of sizes as equal as they can be, none empty."""
+def split(batch: Batch, parts: int, dim: int = 0) -> list[Batch]:
+    """Micro-batches: the rows along `dim` in order, in `parts` parts of sizes as equal as they can be, none empty."""
     if parts == 1:
         return [batch]
-    pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
+    pieces = {name: tensor.tensor_split(parts, dim) for name, tensor in batch.items()}
     micros = [{name: pieces[name][i] for name in batch} for i in range(parts)]
-    return [micro for micro in micros if len(micro["weight"])]
+    return [micro for micro in micros if micro["weight"].numel()]

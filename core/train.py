@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from core import health
 from core.data import Shard
 from core.errors import ConfigError
-from core.learner import Learner, Progress, capture, resume, start
+from core.learner import Learner, Progress, Saver, capture, resume, start
 from core.meter import Meter, StopWatch
 from core.metrics import Metrics, State
 from core.optim import set_lr
@@ -25,7 +25,6 @@ from core.precision import FULL, Precision
 from core.recipe import Recipe, Training
 from core.runtime import LOCAL, Runtime
 from core.sharding import whole
-from core.storage.checkpoint import Checkpointer
 from core.task import Batch, Task, split
 
 Ended = Literal["done", "early", "stopped"]
@@ -54,7 +53,7 @@ def fit(
     shard: Shard,
     weights: dict[str, Tensor] | None = None,
     runtime: Runtime = LOCAL,
-    checkpoints: Checkpointer | None = None,
+    checkpoints: Saver | None = None,
 ) -> Result:
     """Trains on this rank's shard, from `weights` (or fresh ones), or on from the newest checkpoint if there is one.
 
@@ -62,7 +61,7 @@ def fit(
     such a state.
     """
     train, began = recipe.train, time.perf_counter()
-    judges = _require_validation(shard, train)
+    judges = require_validation(shard, train)
     learner = start(recipe, shard.spec, weights, runtime)
     progress = learner.progress
     saves = runtime.any(checkpoints is not None)
@@ -70,7 +69,8 @@ def fit(
         resume(learner, checkpoints, runtime)
     if runtime.rank == 0:
         runtime.report({"event": "started", "step": progress.step})
-    meter, asked, ended = Meter(recipe, shard.spec, runtime, progress.step), StopWatch(runtime), _ended(progress, train)
+    meter, asked = Meter(recipe, shard.spec, runtime, progress.step), StopWatch(runtime)
+    ended = how_ended(progress, train)
     for step, batch in shard.batches(train, progress.step, noise=learner.is_noisy):
         if ended:
             break
@@ -81,7 +81,7 @@ def fit(
         with meter.paused():
             evaluates = judges and due(progress.step, train.evaluate_every, train.steps)
             best = evaluates and _judge(learner, shard, recipe, runtime)
-            ended = _ended(progress, train) or ("stopped" if asked(progress.step) else None)
+            ended = how_ended(progress, train) or ("stopped" if asked(progress.step) else None)
             if saves and (best or ended or due(progress.step, train.checkpoint_every, train.steps)):
                 health.require_finite_weights(learner, runtime)
                 snapshot = capture(learner, runtime)
@@ -179,17 +179,22 @@ def _move(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _judge(learner: Learner, shard: Shard, recipe: Recipe, runtime: Runtime) -> bool:
-    """Evaluates on the validation split and reports it; whether it is the best so far."""
+def validate(task: Task, shard: Shard, recipe: Recipe, runtime: Runtime, precision: Precision) -> dict[str, float]:
+    """The metrics on the validation split."""
     metrics = metrics_of(recipe, shard)
     batches = shard.held_out("validation", recipe.train.evaluate_batch)
-    values = metrics.compute(evaluate(learner.task, batches, metrics, runtime, learner.precision))
+    return metrics.compute(evaluate(task, batches, metrics, runtime, precision))
+
+
+def _judge(learner: Learner, shard: Shard, recipe: Recipe, runtime: Runtime) -> bool:
+    """Evaluates on the validation split and reports it; whether it is the best so far."""
+    values = validate(learner.task, shard, recipe, runtime, learner.precision)
     if runtime.rank == 0:
         runtime.report({"step": learner.progress.step, "split": "validation", **values})
     return learner.progress.judge(values.get(recipe.train.metric, math.nan), recipe.train.metric)
 
 
-def _require_validation(shard: Shard, train: Training) -> bool:
+def require_validation(shard: Shard, train: Training) -> bool:
     """Whether there is a validation split. ConfigError if there is none and the recipe decides by it."""
     if shard.sizes["validation"]:
         return True
@@ -198,7 +203,8 @@ def _require_validation(shard: Shard, train: Training) -> bool:
     return False
 
 
-def _ended(progress: Progress, train: Training) -> Ended | None:
+def how_ended(progress: Progress, train: Training) -> Ended | None:
+    """Whether training is over: all steps done, or no patience left."""
     if progress.step >= train.steps:
         return "done"
     return "early" if train.patience is not None and progress.bad_evaluations >= train.patience else None

@@ -10,19 +10,40 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Split:
-    """The shares of the examples that are held out; files that bring their own test set keep that one instead."""
+    """The shares of the examples that are held out; files that bring their own test set keep that one instead.
+
+    seed: decides which examples are held out; null is the recipe's seed. folds: cuts the examples into so many parts,
+    of which number `fold` is the test split and `test` is ignored; files with a test set of their own then do without
+    it. bootstrap: trains on a resample, with replacement, of the training split; the number says on which one.
+    """
 
     validation: float = 0.1
     test: float = 0.1
+    seed: int | None = None
+    folds: int | None = None
+    fold: int = 0
+    bootstrap: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.validation + self.test >= 1:
+        if self.folds is None and self.validation + self.test >= 1:
             raise ValueError(
                 f"validation and test must leave something to train on, got {self.validation + self.test} together"
             )
+        if self.folds is not None and self.folds < 2:
+            raise ValueError(f"folds must be at least 2, got {self.folds}; null turns cross-validation off")
+        if self.folds is None and self.fold:
+            raise ValueError(f"fold must be 0 where folds is not set, got {self.fold}; set folds too")
+        if self.folds is not None and not 0 <= self.fold < self.folds:
+            raise ValueError(f"fold must be at least 0 and below folds ({self.folds}), got {self.fold}")
+        if self.bootstrap is not None and self.bootstrap < 0:
+            raise ValueError(f"bootstrap must be 0 or more, got {self.bootstrap}; null trains on the split as it is")
+
+    def seed_or(self, recipe_seed: int) -> int:
+        """The seed that decides the split."""
+        return recipe_seed if self.seed is None else self.seed
 
 
 @dataclass(frozen=True)

@@ -161,13 +161,18 @@ def fixed_windows(tokens: NDArray[np.int32], context: int) -> Stacked:
 
 @dataclass(frozen=True)
 class Data:
-    """What `load` returns: the splits, how they were prepared, and the SHA-256 of the raw content."""
+    """What `load` returns: the splits, how they were prepared, and the SHA-256 of the raw content.
+
+    rows: for each split the source's row (of a folder, the image in order of path) of each example, counted from 0;
+    None for text.
+    """
 
     preprocess: Preprocess
     fingerprint: str
     splits: Mapping[str, Examples]
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    rows: Mapping[str, Tensor] | None = None
 
     @property
     def spec(self) -> Spec:

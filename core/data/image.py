@@ -1,7 +1,7 @@
 """Images: from files to inputs [N, C, H, W], normalized with what the training split says."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.data.augment import Augmentation
-from core.data.config import Image, Split
+from core.data.config import Image
 from core.data.examples import Data, Decoded, Examples, Pixels, Stacked, decode_all
 from core.data.preprocess import ImageFit, Preprocess, Trained, standardization
 from core.data.sources import bundled
@@ -20,7 +20,7 @@ from core.data.sources.files import bundled_name, find, sha256_of
 from core.data.sources.folder import read_folder
 from core.data.sources.pictures import Pictures, is_binary_folder, read_pictures
 from core.data.spec import Spec
-from core.data.split import Indices, refuse_unseen, split_rows
+from core.data.split import Indices, refuse_lonely, refuse_unseen, split_rows
 from core.data.table import Source, Target, class_labels, known_labels
 from core.errors import DataError
 
@@ -59,6 +59,8 @@ def load_image(config: Image, target: Target, seed: int, trained: Trained | None
         targets, stratify = torch.from_numpy(labels), labels
     else:
         targets, stratify = torch.from_numpy(_real_labels(album))[:, None], None
+    if stratify is not None:
+        refuse_lonely(stratify[album.parts.get("train", slice(None))], classes, config.split, album.name)
     splits = _split(album, config, seed, stratify)
     if stratify is not None:
         refuse_unseen(splits, stratify, classes, album.name)
@@ -66,9 +68,10 @@ def load_image(config: Image, target: Target, seed: int, trained: Trained | None
     assert isinstance(fitted, ImageFit)
     spec = Spec("image", album.shape, len(classes) or 1, target, classes)
     mean, std = fitted.scale(album.peak)
-    parts = {name: _examples(album, targets, rows, mean, std) for name, rows in splits.items()}
+    rows = {name: torch.from_numpy(index) for name, index in splits.items()}
+    parts = {name: _examples(album, targets, index, mean, std) for name, index in rows.items()}
     change = Augmentation(config.augment, black=-mean / std, classes=len(classes) or None)
-    return Data(Preprocess(spec, fitted), album.fingerprint, parts, seed, change)
+    return Data(Preprocess(spec, fitted), album.fingerprint, parts, seed, change, rows)
 
 
 def open_image(preprocess: Preprocess, config: Image) -> Data:
@@ -86,8 +89,9 @@ def open_image(preprocess: Preprocess, config: Image) -> Data:
     elif album.labels is not None:
         targets = torch.from_numpy(_real_labels(album))[:, None]
     mean, std = fitted.scale(album.peak)
-    rows = album.parts.get("test", np.arange(album.count))
-    return Data(preprocess, album.fingerprint, {"test": _examples(album, targets, rows, mean, std)})
+    rows = torch.from_numpy(album.parts.get("test", np.arange(album.count)))
+    parts = {"test": _examples(album, targets, rows, mean, std)}
+    return Data(preprocess, album.fingerprint, parts, rows={"test": rows})
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -199,11 +203,12 @@ def _real_labels(album: Album) -> NDArray[np.float32]:
 
 
 def _split(album: Album, config: Image, seed: int, labels: Indices | None) -> dict[str, Indices]:
-    """As the files say; what they do not hold out is split off their training set."""
+    """As the files say; what they do not hold out is split off their training set, and so is a fold."""
     if "train" not in album.parts:
         return split_rows(album.count, config.split, seed, labels)
     train = album.parts["train"]
-    rest = Split(
+    rest = replace(
+        config.split,
         validation=0.0 if "validation" in album.parts else config.split.validation,
         test=0.0 if "test" in album.parts else config.split.test,
     )
@@ -228,13 +233,12 @@ def _fit(config: Image, album: Album, train: Indices) -> ImageFit:
     return ImageFit(tuple(mean for mean, _ in moments), tuple(std for _, std in moments), config.size)
 
 
-def _examples(album: Album, targets: Tensor | None, rows: Indices, mean: Tensor, std: Tensor) -> Examples:
-    index = torch.from_numpy(rows)
+def _examples(album: Album, targets: Tensor | None, index: Tensor, mean: Tensor, std: Tensor) -> Examples:
     chosen = None if targets is None else targets[index]
     if album.pixels is None:
         decode = album.decode
         assert decode is not None
-        return Decoded(len(rows), lambda row: decode(int(rows[row])), chosen, mean, std)
+        return Decoded(len(index), lambda row: decode(int(index[row])), chosen, mean, std)
     images = album.pixels[index]
     if images.numel() * 4 <= FLOAT_BYTES:
         return Stacked(images.float().sub_(mean).div_(std), chosen)

@@ -108,19 +108,38 @@ class Shard:
 
     def batch(self, train: Schedule, step: int, noise: bool = True) -> Batch:
         """This rank's rows of the global batch of `step`; `noise` gives them keys for dropout."""
-        examples, seed = self._examples("train"), self.data.seed
-        full = min(train.batch_size, len(examples))
-        epoch, i = divmod(step, ceil_div(len(examples), full))
-        order = self._order(examples, epoch)[i * full : (i + 1) * full]
-        rows = self._rows_of(len(order), full, train.accumulate)
+        examples = self._examples("train")
+        order, rows = self._place(examples, train, step)
         if self._changes:
             inputs, targets = self._augmented(examples, order, rows, step)
         else:
             inputs, targets = examples.take(rows.of(order))
         batch = _batch(inputs, targets, _weight(examples, rows, order))
         if noise:
-            batch["key"] = example_keys(seed, step, rows.positions)
+            batch["key"] = example_keys(self.data.seed, step, rows.positions)
         return batch
+
+    def block(self, train: Schedule, steps: range, noise: bool = True) -> Batch:
+        """The batches of several steps, each tensor [steps, R, ...]: of many small shards, taking one by one would cost."""
+        if self._changes:
+            batches = [self.batch(train, step, noise) for step in steps]
+            return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
+        examples = self._examples("train")
+        places = [self._place(examples, train, step) for step in steps]
+        inputs, targets = examples.take(torch.cat([rows.of(order) for order, rows in places]))
+        block = _batch(inputs, targets, torch.cat([_weight(examples, rows, order) for order, rows in places]))
+        if noise:
+            keys = [
+                example_keys(self.data.seed, step, rows.positions)
+                for step, (_, rows) in zip(steps, places, strict=True)
+            ]
+            block["key"] = torch.cat(keys)
+        return {name: tensor.unflatten(0, (len(steps), -1)) for name, tensor in block.items()}
+
+    def rows(self, train: Schedule) -> int:
+        """R, the rows of each batch of this rank."""
+        full = min(train.batch_size, len(self._examples("train")))
+        return len(self._rows_of(full, full, train.accumulate).positions)
 
     def batches(self, train: Schedule, start: int = 0, noise: bool = True) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from step `start` to `train.steps`, prepared ahead on threads where that takes time."""
@@ -163,6 +182,13 @@ class Shard:
         except KeyError:
             there = ", ".join(name for name, size in self.sizes.items() if size)
             raise ConfigError(f"split: there is no '{split}' split in this data; there is {there}") from None
+
+    def _place(self, examples: Examples, train: Schedule, step: int) -> tuple[Tensor, Rows]:
+        """The addresses of the global batch of `step`, and which of them are this rank's."""
+        full = min(train.batch_size, len(examples))
+        epoch, i = divmod(step, ceil_div(len(examples), full))
+        order = self._order(examples, epoch)[i * full : (i + 1) * full]
+        return order, self._rows_of(len(order), full, train.accumulate)
 
     def _order(self, examples: Examples, epoch: int) -> Tensor:
         order = self._orders.get(epoch)

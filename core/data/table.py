@@ -15,7 +15,7 @@ from core.data.sources import bundled
 from core.data.sources.columns import Columns, bad_cell, read_columns
 from core.data.sources.files import bundled_name, find, nearest, sha256_file, sha256_of
 from core.data.spec import Spec
-from core.data.split import Indices, refuse_unseen, split_rows
+from core.data.split import Indices, refuse_lonely, refuse_unseen, split_rows
 from core.errors import DataError
 
 Target = Literal["class", "real", "token"]
@@ -44,6 +44,7 @@ def load_table(config: Table, target: Target, seed: int, trained: Trained | None
     classes: tuple[str, ...] = ()
     if target == "class":
         labels, classes = class_labels(source.columns[name], name, source)
+        refuse_lonely(labels, classes, config.split, source.name)
         splits = split_rows(len(labels), config.split, seed, labels)
         refuse_unseen(splits, labels, classes, source.name)
         targets: Tensor = torch.from_numpy(labels)
@@ -61,8 +62,9 @@ def load_table(config: Table, target: Target, seed: int, trained: Trained | None
         targets = fitted.real_targets(values)
     spec = Spec("table", (fitted.width,), len(classes) or 1, target, classes)
     inputs, weight = fitted.inputs({n: source.columns[n] for n in features}, source.name), _weights(config, source)
-    parts = {split: _rows(inputs, targets, weight, rows) for split, rows in splits.items()}
-    return Data(Preprocess(spec, fitted), source.fingerprint, parts, seed)
+    rows = {split: torch.from_numpy(index) for split, index in splits.items()}
+    parts = {split: _rows(inputs, targets, weight, index) for split, index in rows.items()}
+    return Data(Preprocess(spec, fitted), source.fingerprint, parts, seed, rows=rows)
 
 
 def open_table(preprocess: Preprocess, config: Table) -> Data:
@@ -77,7 +79,8 @@ def open_table(preprocess: Preprocess, config: Table) -> Data:
         else:
             targets = fitted.real_targets(_reals(values, fitted.target, source))
     weight = _weights(config, source) if config.weight in source.columns else None
-    return Data(preprocess, source.fingerprint, {"test": Stacked(inputs, targets, weight)})
+    parts, rows = {"test": Stacked(inputs, targets, weight)}, {"test": torch.arange(len(inputs))}
+    return Data(preprocess, source.fingerprint, parts, rows=rows)
 
 
 def _read(config: Table) -> Source:
@@ -182,6 +185,5 @@ def _weights(config: Table, source: Source) -> Tensor | None:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _rows(inputs: Tensor, targets: Tensor, weight: Tensor | None, rows: Indices) -> Stacked:
-    index = torch.from_numpy(rows)
+def _rows(inputs: Tensor, targets: Tensor, weight: Tensor | None, index: Tensor) -> Stacked:
     return Stacked(inputs[index], targets[index], None if weight is None else weight[index])

@@ -59,11 +59,11 @@ def _windows(config: Text, tokenizer: Tokenizer, documents: list[str]) -> Window
 
 def _held_out(config: Text, tokenizer: Tokenizer, split: str, documents: list[str]) -> Stacked:
     tokens = tokenizer.encode_documents(documents)
-    wanted = documents or getattr(config.split, split) > 0
+    is_fold = split == "test" and config.split.folds is not None
+    wanted = documents or is_fold or getattr(config.split, split) > 0
     if wanted and len(tokens) < 2:
-        raise DataError(
-            f"{config.path}: the text is too short for a {split} split; give more text, or set data.split.{split}=0"
-        )
+        cure = "lower data.split.folds" if is_fold else f"set data.split.{split}=0"
+        raise DataError(f"{config.path}: the text is too short for a {split} split; give more text, or {cure}")
     return fixed_windows(tokens, config.context)
 
 

@@ -21,17 +21,18 @@ Norm1d = Literal["layernorm", "rmsnorm"]
 class Dropout(nn.Module):
     """Dropout whose noise is a function of each example's key, so it does not depend on workers, batches or restarts.
 
-    `salt` tells the dropout layers of a network apart; whoever owns the network numbers them.
+    `salt` tells the dropout layers of a network apart; whoever owns the network numbers them. `p` may be a tensor [],
+    so that vmap can give every member of a population its own.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p = p
+        self.p: float | Tensor = p
         self.salt = 0
 
     def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
         """Inputs x [B, ...] with key [B] int64; without a key the identity."""
-        if key is None or self.p == 0:
+        if key is None or (not isinstance(self.p, Tensor) and self.p == 0):
             return x
         return x * keep_mask(key, self.salt, tuple(x.shape[1:]), self.p).to(x.dtype)
 

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from core.objectives.smoothing import IGNORED, cross_entropy
 from core.task import Batch
-
-IGNORED = -100  # a target that is not scored, as in torch's cross_entropy
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,10 @@ class Language:
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """[B]: the sum over scored tokens."""
         targets = batch["targets"]
-        flat = F.cross_entropy(
-            outputs.flatten(0, 1).float(),
-            targets.flatten(),
-            reduction="none",
-            ignore_index=IGNORED,
-            label_smoothing=self.label_smoothing,
-        )
-        return flat.view(targets.shape).sum(dim=1)
+        smoothing = batch.get("label_smoothing", self.label_smoothing)
+        if isinstance(smoothing, Tensor):
+            smoothing = smoothing.repeat_interleave(targets.shape[1])
+        return cross_entropy(outputs.flatten(0, 1), targets.flatten(), smoothing).view(targets.shape).sum(dim=1)
 
     def weights(self, batch: Batch) -> Tensor:
         """[B]: the number of scored tokens."""

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.objectives.smoothing import cross_entropy
 from core.task import Batch
 
 
@@ -24,8 +25,7 @@ class Classification:
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """[B]."""
-        smoothing = self.label_smoothing
-        return F.cross_entropy(outputs.float(), batch["targets"], reduction="none", label_smoothing=smoothing)
+        return cross_entropy(outputs, batch["targets"], batch.get("label_smoothing", self.label_smoothing))
 
     def weights(self, batch: Batch) -> Tensor:
         """[B]: every example counts once."""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import apply, dump, dump_run, override, parse, parse_run, read, read_overrides, schema, to_yaml
+from core.ensemble.repeat import Repeat
 from core.errors import ConfigError
 from core.models import CNN, MLP
 from core.optim import SGD, AdamW
@@ -154,6 +155,33 @@ def test_a_run_reads_its_keys_beside_those_of_the_recipe() -> None:
     assert parse_run(TrainRun, {**MINIMAL, "workers": 2}).workers == 2
 
 
+@pytest.mark.parametrize("repeat", [{"seeds": 8}, {"folds": 5}, {"bootstraps": 10}, {"folds": 5, "seeds": 4}])
+def test_a_repeat_is_read_beside_the_recipe_and_written_back(repeat: dict[str, int], tmp_path: Path) -> None:
+    run = parse_run(TrainRun, {**MINIMAL, "repeat": repeat})
+    assert run.repeat == Repeat(**repeat)
+    assert parse_run(TrainRun, read(written(tmp_path, to_yaml(dump_run(run))))) == run
+    assert parse_run(TrainRun, apply(MINIMAL, {f"repeat.{name}": value for name, value in repeat.items()})) == run
+    assert parse_run(TrainRun, MINIMAL).repeat is None
+
+
+@pytest.mark.parametrize(
+    "repeat, message",
+    [
+        ({}, r"repeat\.seeds: must be at least 2 where .* write for example repeat\.seeds=8, repeat\.folds=5"),
+        ({"seeds": 1}, r"repeat\.seeds: must be at least 2"),
+        ({"seeds": 0}, r"repeat\.seeds: must be at least 1, got 0"),
+        ({"folds": 1}, r"repeat\.folds: must be 0 \(off\) or at least 2, got 1"),
+        ({"bootstraps": -1}, r"repeat\.bootstraps: must be 0 \(off\) or at least 2, got -1"),
+        ({"folds": 5, "bootstraps": 5}, r"repeat\.bootstraps: must be 0 where folds is set \(5\), got 5; keep one"),
+        (8, r"repeat: should be an object, got 8"),
+        ({"fold": 5}, r"repeat\.fold: unknown key; did you mean 'folds'"),
+    ],
+)
+def test_a_repeat_that_is_none_is_refused_with_what_to_write(repeat: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        parse_run(TrainRun, {**MINIMAL, "repeat": repeat})
+
+
 def test_recipes_are_hashable_and_compare_by_value() -> None:
     assert hash(recipe()) == hash(recipe())
     assert recipe() == parse(Recipe, dump(recipe()))
@@ -161,7 +189,7 @@ def test_recipes_are_hashable_and_compare_by_value() -> None:
 
 def test_the_schema_refuses_what_the_parser_refuses() -> None:
     described = schema(TrainRun)
-    assert {"data", "model", "train", "workers", "seed"} <= set(described["properties"])
+    assert {"data", "model", "train", "workers", "seed", "repeat"} <= set(described["properties"])
     assert described["required"] == ["data", "model"]
     assert described["additionalProperties"] is False
     assert all(section.get("additionalProperties") is False for section in described["$defs"].values())

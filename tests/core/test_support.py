@@ -13,6 +13,10 @@ BASE = {"data": {"kind": "image"}, "model": {"kind": "mlp"}}
 REFUSED: dict[str, dict[str, Any]] = {
     "batch norm on several workers": {"model": {"kind": "cnn", "norm": "batch"}, "workers": 2},
     "batch norm with accumulation": {"model": {"kind": "resnet", "norm": "batch"}, "train.accumulate": 2},
+    "a repeat with FSDP": {"repeat.folds": 5, "strategy": "fsdp", "workers": 2},
+    "a repeat with elastic workers": {"repeat.seeds": 4, "workers": {"min": 1, "max": 2}},
+    "a repeat over folds of one fold": {"repeat.folds": 5, "data.split.folds": 3},
+    "a repeat over bootstraps of one bootstrap": {"repeat.bootstraps": 5, "data.split.bootstrap": 0},
     "FSDP in one process": {"strategy": "fsdp"},
     "an address without workers": {"address": "127.0.0.1:6379"},
 }
@@ -27,6 +31,15 @@ def test_every_row_of_the_table_is_refused_by_its_example(row: tuple[str, Any, s
     assert "; " in message, "it says how to fix it"
 
 
-@pytest.mark.parametrize("fine", [{}, {"workers": 2}, {"workers": 2, "strategy": "fsdp", "optimizer.kind": "muon"}])
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {},
+        {"workers": 2},
+        {"workers": 2, "strategy": "fsdp", "optimizer.kind": "muon"},
+        {"workers": 2, "repeat.seeds": 3, "model": {"kind": "cnn", "norm": "batch"}},
+        {"repeat.seeds": 3, "data.split.folds": 3, "data.split.bootstrap": 0},
+    ],
+)
 def test_what_no_row_names_is_allowed(fine: dict[str, Any]) -> None:
     check(parse_run(TrainRun, apply(BASE, fine)))

@@ -1,0 +1,128 @@
+"""How much the members of a repeat differ: mean, standard deviation and interval of each metric, and of each curve.
+
+Plain numbers in and out. The intervals say how sure the mean over members is on the data that judged them; that those
+are a sample as well, they do not say.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+LEVEL = 0.95  # how often an interval holds the mean
+_NO_METRICS = {"step", "steps", "time", "eta_s"}  # numbers of a record that no member has a say in
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1) over `members` members, and the 95 % interval of the mean.
+
+    All but the mean are None if it is not finite, or of one member only.
+    """
+
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    members: int
+
+
+class Point(NamedTuple):
+    """A curve over members at one step; std as in `Spread`."""
+
+    step: int
+    mean: float
+    std: float
+    members: int
+
+
+def spread_of(values: Sequence[Mapping[str, float]], folds: int = 0) -> dict[str, Spread]:
+    """The spread of every metric; each mapping holds one member's metrics. A member counts for those that it has.
+
+    The interval is mean +- t * std * sqrt(1 / J) of J members, with Student's t of J - 1 degrees of freedom. Members of
+    `folds` (>= 2; 0: there are none) share training rows and so err alike: there it is sqrt(1 / J + 1 / (folds - 1)),
+    where the second term is test over training rows (Nadeau and Bengio, Machine Learning 52, 2003, corrected resampled
+    t; rows that validate count as training).
+    """
+    columns: dict[str, list[float]] = {}
+    for row in values:
+        for name, value in row.items():
+            if _is_number(value):
+                columns.setdefault(name, []).append(value)
+    return {name: _spread(column, folds) for name, column in columns.items()}
+
+
+def band(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Point]]:
+    """(split, metric) -> the mean curve, from metrics records {"member", "split", "step", METRIC: number, ...}.
+
+    In order of step, where at least two members have the metric; a member's last record of a step counts.
+    """
+    values: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        member, split, step = (record.get(key) for key in ("member", "split", "step"))
+        if not (isinstance(member, str) and isinstance(split, str) and isinstance(step, int)):
+            continue
+        for name, value in record.items():
+            if name not in _NO_METRICS and _is_number(value):
+                values[split, name][step][member] = value
+    curves = {key: _curve(by_step) for key, by_step in values.items()}
+    return {key: points for key, points in curves.items() if points}
+
+
+def student_t(degrees: int) -> float:
+    """The t that a variable of Student's distribution with so many degrees of freedom (>= 1) stays within, both ways,
+    with probability 0.95."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # halves the range to below float64's rounding
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < LEVEL else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+# --- sums ----------------------------------------------------------------------------------------------------------
+
+
+def _within(angle: float, degrees: int) -> float:
+    """P(|T| <= sqrt(degrees) * tan(angle)), exactly (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = degrees % 2
+    term = total = cosine if is_odd else 1.0
+    for i in range(2 + is_odd, degrees - 1, 2):
+        term *= cosine**2 * (i - 1) / i
+        total += term
+    if not is_odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
+
+
+def _spread(values: list[float], folds: int) -> Spread:
+    count = len(values)
+    mean, std = _moments(values)
+    if std is None:
+        return Spread(mean, None, None, None, count)
+    correction = 1 / (folds - 1) if folds else 0.0
+    reach = student_t(count - 1) * std * math.sqrt(1 / count + correction)
+    return Spread(mean, std, mean - reach, mean + reach, count)
+
+
+def _curve(by_step: Mapping[int, Mapping[str, float]]) -> list[Point]:
+    points = []
+    for step, by_member in sorted(by_step.items()):
+        mean, std = _moments(list(by_member.values()))
+        if std is not None:
+            points.append(Point(step, mean, std, len(by_member)))
+    return points
+
+
+def _moments(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation, of equal values exactly; one value, or an infinite one, has no deviation."""
+    values, count = sorted(values), len(values)  # so that no bit depends on the order of completion
+    if count < 2 or not math.isfinite(sum(values)):
+        return sum(values) / count, None
+    mean = values[0] + math.fsum(value - values[0] for value in values) / count
+    return mean, math.hypot(*(value - mean for value in values)) / math.sqrt(count - 1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)

@@ -1,0 +1,76 @@
+"""`fit_all`: many small fits, told to one executor that decides how many run at once."""
+
+from collections.abc import Sequence
+
+import torch
+
+from core.errors import ConfigError
+from core.population.alone import fit_alone
+from core.population.choose import Backend, choose
+from core.population.lockstep import fit_together
+from core.population.member import Member, Outcome, Signature
+from core.runtime import LOCAL, Record, Runtime
+
+
+def fit_all(
+    members: Sequence[Member], backend: Backend = "auto", runtime: Runtime = LOCAL, free_bytes: int | None = None
+) -> list[Outcome]:
+    """Trains all members; outcomes come in their order. What `core.train.fit` gives a member is what is right.
+
+    `backend`: `loop` is that, one after the other; `vmap` trains those of one architecture together; `auto` times both
+    on the first steps and takes the faster, and the event `population` says which and why. Members of different
+    architectures go in populations of their own, and more than fit into memory (`free_bytes`, null: what is free) in
+    several. Records carry the key `member`. Raises ConfigError for no members, or two of one name.
+    """
+    names = [member.name for member in members]
+    if not names:
+        raise ConfigError("population: there are no members; name at least one")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"population: two members are called {twice}; records and results are kept by name")
+    outcomes: dict[str, Outcome] = {}
+    for bucket in buckets(members):
+        for outcome in _fit_bucket(bucket, backend, runtime, free_bytes):
+            outcomes[outcome.name] = outcome
+    return [outcomes[name] for name in names]
+
+
+def buckets(members: Sequence[Member]) -> list[list[Member]]:
+    """The members by signature, in the order in which each first appears."""
+    found: dict[Signature, list[Member]] = {}
+    for member in members:
+        found.setdefault(Signature.of(member), []).append(member)
+    return list(found.values())
+
+
+def _fit_bucket(members: list[Member], backend: Backend, runtime: Runtime, free_bytes: int | None) -> list[Outcome]:
+    choice = choose(members, backend, runtime, free_bytes)
+    said: Record = {"event": "population", "members": len(members), "backend": choice.backend, "reason": choice.reason}
+    if choice.backend == "vmap":
+        said |= {"members_at_once": choice.at_once, "bytes_per_member": choice.each_bytes}
+    runtime.report(said)
+    outcomes: list[Outcome] = []
+    at_once = choice.at_once
+    while len(outcomes) < len(members):
+        rest = members[len(outcomes) :]
+        if runtime.should_stop():
+            outcomes += [Outcome(member.name) for member in rest]
+        elif choice.backend == "loop":
+            outcomes.append(fit_alone(rest[0], runtime))
+        else:
+            done, at_once = _fit_some(rest, at_once, runtime)
+            outcomes += done
+    return outcomes
+
+
+def _fit_some(members: list[Member], at_once: int, runtime: Runtime) -> tuple[list[Outcome], int]:
+    """The next members together, fewer of them if memory does not suffice after all; and how many they were."""
+    while True:
+        try:
+            return fit_together(members[:at_once], runtime), at_once
+        except RuntimeError as error:
+            is_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+            if not is_memory or at_once == 1:
+                raise
+        at_once = (at_once + 1) // 2
+        runtime.report({"event": "warning", "message": f"memory: going on with {at_once} members at once"})

@@ -1,0 +1,171 @@
+"""`fit` for all members of a population at once, step by step together. What it does for each is what `core.train.fit`
+does: the same batches, evaluations, early stopping and errors, and the same numbers but for rounding.
+"""
+
+import time
+from collections.abc import Sequence
+from math import nan
+
+import torch
+from torch import Tensor
+
+from core import health
+from core.errors import WorkerError
+from core.learner import Learner, Progress, put_weights
+from core.meter import memory_bytes
+from core.population.feed import Feed
+from core.population.member import Member, Outcome
+from core.population.population import Moved, Population
+from core.runtime import LOCAL, Record, Runtime
+from core.task import Batch
+from core.train import Ended, Result, due, how_ended, require_validation, validate
+
+
+def fit_together(members: Sequence[Member], runtime: Runtime = LOCAL) -> list[Outcome]:
+    """Trains members that share a signature as one population. Outcomes come in the members' order.
+
+    Raises ConfigError if they cannot be stacked, RuntimeError if an operation of the model cannot be.
+    """
+    lockstep = Lockstep(members, runtime)
+    while len(lockstep.population):
+        lockstep.advance()
+        if runtime.should_stop():
+            lockstep.end(dict.fromkeys(lockstep.at, "stopped"))
+    return [lockstep.outcomes[member.name] for member in members]
+
+
+class Lockstep:
+    """A population, its batches, and how far each member is. Members that end leave it, and the others go on."""
+
+    def __init__(self, members: Sequence[Member], runtime: Runtime) -> None:
+        self.runtime, self.began = runtime, time.perf_counter()
+        self.judges = {m.name: require_validation(m.shard, m.recipe.train) for m in members}
+        self.population = Population(members, runtime)
+        self.feed = Feed(members, runtime.device, self.population.is_noisy)
+        self.progress = {member.name: Progress() for member in members}
+        self.best: dict[str, dict[str, Tensor]] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.at = {member.name: row for row, member in enumerate(members)}  # the rows of those that train
+        self.clock, self.reported = self.began, 0
+
+    def advance(self) -> None:
+        """One step of every member that trains, and what is due after it."""
+        step = min(self.progress[name].step for name in self.at)
+        members = self.population.members
+        logs = [m for m in members if m.name in self.at and self._logs(m, step)]
+        batch = self.feed.take()
+        moved = self.population.step(batch, self._active(), measure=bool(logs))
+        gone: dict[str, Ended | WorkerError] = {}
+        if moved.moved is not None:
+            gone |= self._lost(moved, batch)
+        for name in self.at:
+            if name not in gone:
+                self.progress[name].step += 1
+        if logs:
+            self._report([m for m in logs if m.name not in gone], moved)
+        for name in [name for name in self.at if name not in gone]:
+            if ended := self._after_step(members[self.at[name]]):
+                gone[name] = ended
+        if gone:
+            self.end(gone)
+
+    def end(self, gone: "dict[str, Ended | WorkerError]") -> None:
+        """These members leave, each with how it ended or its error."""
+        for name, how in gone.items():
+            self.outcomes[name] = self._outcome(name, how)
+            del self.at[name]
+        # a compiled step is made for one number of rows: those that ended rest in it until half of them do
+        if not self.population.is_compiled or len(self.at) * 2 <= len(self.population):
+            keep = list(self.at.values())
+            self.population.select(keep)
+            self.feed.select(keep)
+            self.at = {name: row for row, name in enumerate(self.at)}
+
+    # --- after a step ----------------------------------------------------------------------------------------------
+
+    def _active(self) -> Tensor | None:
+        if len(self.at) == len(self.population):
+            return None
+        active = torch.zeros(len(self.population), dtype=torch.bool, device=self.runtime.device)
+        active[list(self.at.values())] = True
+        return active
+
+    @staticmethod
+    def _logs(member: Member, step: int) -> bool:
+        train = member.recipe.train
+        return step == 0 or due(step + 1, train.log_every, train.steps)
+
+    def _after_step(self, member: Member) -> Ended | None:
+        """Evaluates a member if it is time; whether it has come to its end."""
+        train, progress = member.recipe.train, self.progress[member.name]
+        if self.judges[member.name] and due(progress.step, train.evaluate_every, train.steps):
+            task = self.population.mirror(self.at[member.name])
+            values = validate(task, member.shard, member.recipe, self.runtime, self.population.precision)
+            self.runtime.report({"member": member.name, "step": progress.step, "split": "validation", **values})
+            if progress.judge(values.get(train.metric, nan), train.metric) and train.keep == "best":
+                self.best[member.name] = {n: t.clone() for n, t in task.network.state_dict().items()}
+        return how_ended(progress, train)
+
+    def _lost(self, moved: Moved, batch: Batch) -> dict[str, Ended | WorkerError]:
+        """The members whose loss or gradient is not finite, each with the error that `fit` would raise."""
+        assert moved.moved is not None
+        lost: dict[str, Ended | WorkerError] = {}
+        for name, row in self.at.items():
+            if not moved.moved[row]:
+                lost[name] = self._error(row, moved, batch)
+        return lost
+
+    def _error(self, row: int, moved: Moved, batch: Batch) -> WorkerError:
+        population, member = self.population, self.population.members[row]
+        task = population.export(row).train()
+        assert moved.gradients is not None
+        for name, gradient in population.layout.split(moved.gradients[row]).items():
+            task.get_parameter(name).grad = gradient
+        optimizer = member.recipe.optimizer.build(task.named_parameters())
+        learner = Learner(task, task, optimizer, population.precision, self.progress[member.name])
+        norm = None if moved.norms is None else moved.norms[row]
+        own = {name: tensor[row] for name, tensor in batch.items()}
+        try:
+            health.require_finite(learner, own, moved.losses[row], norm, member.recipe.train.accumulate)
+        except WorkerError as error:
+            return error
+        raise AssertionError("a row stays only if its loss or its norm is not finite")
+
+    def _outcome(self, name: str, how: Ended | WorkerError) -> Outcome:
+        if isinstance(how, WorkerError):
+            self.runtime.report({"event": "member_failed", "member": name, "reason": str(how)})
+            return Outcome(name, error=how)
+        task = self.population.export(self.at[name]).train()
+        if name in self.best:
+            put_weights(task, self.best.pop(name))
+        return Outcome(name, Result(task, self.progress[name], how, time.perf_counter() - self.began))
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def _report(self, members: list[Member], moved: Moved) -> None:
+        """One record for each of the members, at the same step."""
+        now = time.perf_counter()
+        losses = moved.losses.tolist()
+        norms = None if moved.norms is None else moved.norms.tolist()
+        memory, at = memory_bytes(self.runtime.device), round(time.time(), 3)
+        for member in members:
+            row, train, step = self.at[member.name], member.recipe.train, self.progress[member.name].step
+            lr = member.recipe.optimizer.lr * member.recipe.schedule.factor(step - 1, train.steps)
+            record: Record = {
+                "member": member.name,
+                "step": step,
+                "steps": train.steps,
+                "split": "train",
+                "loss": losses[row],
+                "lr": lr,
+                "memory_bytes": memory,
+                "time": at,
+            }
+            if norms is not None:
+                record["grad_norm"] = norms[row]
+            if step > 1:
+                pace = (step - self.reported) / max(now - self.clock, 1e-9)
+                record |= {"examples_per_s": pace * train.batch_size, "eta_s": (train.steps - step) / pace}
+            self.runtime.report(record)
+        if members:
+            self.clock, self.reported = now, self.progress[members[0].name].step

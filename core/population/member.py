@@ -1,0 +1,83 @@
+"""A member of a population: one small fit; what became of it; and which members can go together."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from core.data import Shard
+from core.errors import WorkerError
+from core.recipe import Recipe
+from core.train import Result
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fit of a population. `name` is its key in records and results; `weights` as in `core.train.fit`."""
+
+    name: str
+    recipe: Recipe
+    shard: Shard
+    weights: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a member. `result.task` has the weights that the recipe keeps, the last or the best ones.
+
+    A member that diverged has an `error` instead; it does not disturb the others.
+    """
+
+    name: str
+    result: Result | None = None
+    error: WorkerError | None = None
+
+    @property
+    def ended(self) -> Literal["done", "early", "stopped", "failed"]:
+        """As `Result.ended`; `stopped` also if it was not begun, because the run was asked to stop."""
+        if self.error is not None:
+            return "failed"
+        return self.result.ended if self.result else "stopped"
+
+    def require(self) -> Result:
+        """The result. Raises the member's error if it has none."""
+        if self.result is None:
+            raise self.error or WorkerError(f"population: member {self.name} was stopped before it began")
+        return self.result
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What members must share to be stacked: everything that decides a shape or an operation."""
+
+    parts: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, member: Member) -> "Signature":
+        """Two members with equal signatures can be rows of one population."""
+        recipe, train = member.recipe, member.recipe.train
+        optimizer = recipe.optimizer
+        normed = getattr(recipe.model, "norm", None) == "batch"
+        shape = member.shard.rows(train) if normed else train.batch_size  # fill counts in batch statistics
+        return cls(
+            (
+                _without(recipe.model, dropout=0.0),
+                _without(recipe.goal, label_smoothing=0.0),
+                member.shard.spec,
+                optimizer.kind,
+                getattr(optimizer, "decay_vectors", False),
+                getattr(optimizer, "nesterov", False),
+                getattr(optimizer, "momentum", 0.0) > 0,
+                recipe.freeze,
+                shape,
+                train.accumulate,
+                train.precision,
+                train.compile,
+                train.log_every,
+            )
+        )
+
+
+def _without(config: Any, **values: Any) -> Any:
+    """The config with the fields that may differ from member to member set to one value."""
+    return replace(config, **{name: value for name, value in values.items() if hasattr(config, name)})

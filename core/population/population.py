@@ -1,0 +1,341 @@
+"""N members of one architecture as one matrix: a row of weights each, trained together by one stack of kernels.
+
+vmap lies inside autograd: the loss of every member is one forward pass over stacked weights, and since members do not
+touch each other the gradient of their sum is each one's own. So only forward rules are needed, and the backward pass is
+made of ordinary kernels.
+
+    population = Population(members)
+    population.step(batch)                 # batch: tensors [N, R, ...]
+    task = population.export(3)            # an ordinary model
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from core.errors import ConfigError
+from core.learner import freeze, prepare
+from core.models.layers import Dropout
+from core.optim.stacked import Layout, column, stack
+from core.population.member import Member, Signature
+from core.precision import Precision
+from core.randomness import generator
+from core.runtime import LOCAL, Runtime
+from core.task import Batch, Task, split
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A step of all members: losses [N]; gradient norms [N] before clipping, if they were taken.
+
+    `moved` [N] bool: a row stays if it was not active, or its loss or norm was not finite; None if all moved. Where one
+    stayed, `gradients` [N, D] are what it would have moved by.
+    """
+
+    losses: Tensor
+    norms: Tensor | None = None
+    moved: Tensor | None = None
+    gradients: Tensor | None = None
+
+
+class Population:
+    """`rows` [N, D]: each member's trainable weights; `steps`: how many each has made. All members share a signature.
+
+    A member's numbers depend neither on its slot nor on N nor on its neighbors (but for rounding): its dropout and its
+    batches are addressed by its own seed and step.
+    """
+
+    def __init__(self, members: Sequence[Member], runtime: Runtime = LOCAL) -> None:
+        """Raises ConfigError for no members, or members that cannot be stacked."""
+        if not members:
+            raise ConfigError("population: there are no members; name at least one")
+        self.signature = Signature.of(members[0])
+        for member in members:
+            _require_alike(member, members[0], self.signature)
+        self.members, self.steps, self.runtime = list(members), [0] * len(members), runtime
+        self.precision = Precision.of(members[0].recipe.train.precision, runtime.device)
+        if self.precision.scaler:
+            raise ConfigError("train.precision: fp16 scales the loss of one model at a time; use bf16")
+        self.task = self._template()
+        named = list(self.task.named_parameters())
+        self.layout = Layout.of(named, members[0].recipe.optimizer)
+        states = [self._fresh(member) for member in members]
+        self.rows = torch.stack([self.layout.join(state) for state in states]).to(runtime.device)
+        fixed = [name for name, p in named if not p.requires_grad]
+        self.fixed = self._stacked(states, fixed)
+        self.buffers = self._stacked(states, [name for name, _ in self.task.named_buffers()])
+        self.optimizer = stack([member.recipe.optimizer for member in members], self.layout, self.rows)
+        self._vary_dropout()
+        self._forward: Callable[..., tuple[Tensor, Tensor]] = vmap(self._member, in_dims=0)
+        self.is_compiled = runtime.compiles(members[0].recipe.train.compile)
+        if self.is_compiled:
+            self._forward = torch.compile(self._forward)
+        self._mirror: Task | None = None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    # --- a step ----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, active: Tensor | None = None, measure: bool = False) -> Moved:
+        """One optimizer step of each member on its rows of `batch` (tensors [N, R, ...]).
+
+        `active` [N] bool: the others keep weights, buffers and optimizer state. `measure` takes the gradient norms.
+        """
+        resting = None if active is None else (~active).nonzero()[:, 0]
+        resting = None if resting is None or not len(resting) else resting
+        buffers = {n: t[resting].clone() for n, t in self.buffers.items()} if resting is not None else {}
+        losses, gradients = self._gradients(batch)
+        norms = self._clip(gradients, measure)
+        moved = self._moved(losses, norms, active, measure)
+        if moved is None:
+            self._update(gradients)
+            self.steps = [step + 1 for step in self.steps]
+            return Moved(losses, norms)
+        held = (~moved).nonzero()[:, 0]
+        before, kept = self._state(held), gradients.clone()
+        self._update(gradients)
+        self._put(held, before)
+        for name, tensor in buffers.items():
+            self.buffers[name][resting] = tensor
+        self.steps = [step + went for step, went in zip(self.steps, moved.tolist(), strict=True)]
+        return Moved(losses, norms, moved, kept)
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [N] and gradients [N, D] of the members' weighted mean losses."""
+        batch = self._with_smoothing(batch)
+        micros = split(batch, self.members[0].recipe.train.accumulate, dim=1)
+        total = None if len(micros) == 1 else self._total_weight(micros)
+        rows = self.rows.detach().requires_grad_()
+        losses = self.rows.new_zeros(len(self))
+        gradients: Tensor | None = None
+        for micro in micros:
+            with self.precision.autocast(), _kernels(rows.device):
+                each, weights = self._forward(rows, self.fixed, self.buffers, micro)
+            whole = _nonzero((weights * micro["weight"]).sum(1)) if total is None else total
+            share = (each * micro["weight"]).sum(1) / whole
+            (gradient,) = torch.autograd.grad(share.sum(), rows)
+            losses = losses + share.detach()
+            gradients = gradient if gradients is None else gradients.add_(gradient)
+        assert gradients is not None
+        return losses, gradients
+
+    def _member(self, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What vmap lifts: the task of one member on its rows -> losses [R], weights [R]."""
+        tensors = {**self.layout.split(row), **fixed, **buffers}
+        losses, weights = functional_call(self.task, tensors, (batch,))
+        return losses, weights
+
+    def _total_weight(self, micros: list[Batch]) -> Tensor:
+        weigh = vmap(self.members[0].recipe.goal.weights)
+        return _nonzero(torch.stack([(weigh(micro) * micro["weight"]).sum(1) for micro in micros]).sum(0))
+
+    def _with_smoothing(self, batch: Batch) -> Batch:
+        """Label smoothing that differs between members travels with the examples."""
+        smoothing = column([getattr(m.recipe.goal, "label_smoothing", 0.0) for m in self.members], self.rows)
+        if isinstance(smoothing, float):
+            return batch
+        return {**batch, "label_smoothing": smoothing.expand_as(batch["weight"])}
+
+    def _clip(self, gradients: Tensor, measure: bool) -> Tensor | None:
+        clips = [member.recipe.train.clip for member in self.members]
+        if not measure and not any(clips):
+            return None
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        if any(clips):
+            limits = column([clip or float("inf") for clip in clips], norms)
+            limits = limits.flatten() if isinstance(limits, Tensor) else limits
+            gradients.mul_((limits / (norms + 1e-6)).clamp(max=1.0)[:, None])  # 1e-6: as torch's clip_grad_norm_
+        return norms
+
+    def _moved(self, losses: Tensor, norms: Tensor | None, active: Tensor | None, measure: bool) -> Tensor | None:
+        """Which members may move, [N]; None if all. Elsewhere than on a CPU looking at every loss would stall."""
+        if not measure and self.rows.device.type != "cpu":
+            return active
+        moved = losses.isfinite()
+        for also in (active, None if norms is None else norms.isfinite()):
+            moved = moved if also is None else moved & also
+        return None if bool(moved.all()) else moved
+
+    def _update(self, gradients: Tensor) -> None:
+        factors = dict[Any, float]()
+        rates = []
+        for member, step in zip(self.members, self.steps, strict=True):
+            recipe = member.recipe
+            key = (recipe.schedule, step, recipe.train.steps)
+            if key not in factors:
+                factors[key] = recipe.schedule.factor(min(step, recipe.train.steps), recipe.train.steps)
+            rates.append(factors[key])
+        self.optimizer.update(
+            self.rows, gradients, self.optimizer.rate(rates, self.rows), [step + 1 for step in self.steps]
+        )
+
+    # --- slots -----------------------------------------------------------------------------------------------------
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps, repeats or reorders members; the population then has as many as `rows`."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.rows.device)
+        self.members, self.steps = [self.members[i] for i in rows], [self.steps[i] for i in rows]
+        self.rows = self.rows.index_select(0, index)
+        self.fixed = {name: tensor.index_select(0, index) for name, tensor in self.fixed.items()}
+        self.buffers = {name: tensor.index_select(0, index) for name, tensor in self.buffers.items()}
+        self.optimizer.select(rows)
+
+    def clone(self, source: int, target: int) -> None:
+        """Copies weights, buffers, optimizer state and step of one member over another, which keeps its recipe."""
+        there = torch.tensor([target], device=self.rows.device)
+        self._put(there, self._state(torch.tensor([source], device=self.rows.device)))
+        for name, tensor in self.buffers.items():
+            if not name.endswith(".p"):  # a dropout of its own, as the recipe says
+                tensor[target] = tensor[source]
+        self.steps[target] = self.steps[source]
+
+    def replace(self, row: int, member: Member) -> None:
+        """Another member in this slot, from its first step on; shapes stay, so nothing is compiled anew.
+
+        Raises ConfigError if it cannot be stacked with the others.
+        """
+        _require_alike(member, self.members[0], self.signature)
+        state = self._fresh(member)
+        self.members[row], self.steps[row] = member, 0
+        self.rows[row] = self.layout.join(state).to(self.rows)
+        for name in (*self.fixed, *self.buffers):
+            if name in state:
+                (self.fixed if name in self.fixed else self.buffers)[name][row] = state[name]
+        self.optimizer.replace(row, member.recipe.optimizer)
+        self._vary_dropout()
+
+    def change(self, row: int, member: Member) -> None:
+        """Other hyperparameters for the member in this slot, which keeps weights, optimizer state and step."""
+        _require_alike(member, self.members[0], self.signature)
+        self.members[row] = member
+        self.optimizer.change(row, member.recipe.optimizer)
+        self._vary_dropout()
+
+    def weighted_mean(self, weights: Tensor) -> Tensors:
+        """The mean of the members' weights and floating-point buffers, by the network's names; `weights` [N] >= 0."""
+        share = (weights / weights.sum()).to(self.rows.device, torch.float64)
+        mean = self.layout.split(torch.einsum("n,nd->d", share, self.rows.double()).to(self.rows.dtype))
+        for name, tensor in [*self.fixed.items(), *self.buffers.items()]:
+            if tensor.is_floating_point() and not name.endswith(".p"):
+                mean[name] = torch.einsum("n,n...->...", share, tensor.double()).to(tensor.dtype)
+        return {name.removeprefix("network."): tensor for name, tensor in mean.items()}
+
+    def perturb(self, sigma: float | Tensor, *key: int | str) -> None:
+        """Adds Gaussian noise of standard deviation `sigma` (or [N]) to the trainable weights.
+
+        The noise of a member is addressed by the key, its seed and its name, never by its slot.
+        """
+        noise = torch.stack(
+            [
+                torch.randn(self.layout.size, generator=generator(*key, member.recipe.seed, member.name))
+                for member in self.members
+            ]
+        ).to(self.rows)
+        self.rows += noise * (sigma[:, None].to(self.rows) if isinstance(sigma, Tensor) else sigma)
+
+    def export(self, row: int) -> Task:
+        """A member as an ordinary model of its own, on the population's device."""
+        member = self.members[row]
+        task = member.recipe.build(member.shard.spec).to(self.rows.device)
+        freeze(task, member.recipe.freeze)
+        return self._filled(task, row)
+
+    def mirror(self, row: int) -> Task:
+        """The same in a model that the next call overwrites: to look at members in turn, such as in evaluations."""
+        if self._mirror is None:
+            self._mirror = self.members[0].recipe.build(self.members[0].shard.spec).to(self.rows.device)
+        self._mirror.objective = self.members[row].recipe.goal
+        return self._filled(self._mirror, row)
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _template(self) -> Task:
+        """The task whose operations all members share: the noisiest of them, since none may lack a dropout."""
+        noisiest = max(self.members, key=lambda member: getattr(member.recipe.model, "dropout", 0.0))
+        task = prepare(noisiest.recipe, noisiest.shard.spec).to(self.runtime.device)
+        task.objective = self.members[0].recipe.goal
+        return task.train()
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether examples need keys for dropout."""
+        return any(isinstance(m, Dropout) and (isinstance(m.p, Tensor) or m.p > 0) for m in self.task.modules())
+
+    def _fresh(self, member: Member) -> Tensors:
+        """The state with which a member begins, by the task's names."""
+        weights, names = member.weights, [name for name, _ in _state_of(self.task)]
+        if weights is not None and all(name.removeprefix("network.") in weights for name in names):
+            state = {name: weights[name.removeprefix("network.")] for name in names}
+            if all(state[name].shape == tensor.shape for name, tensor in _state_of(self.task)):
+                return state  # nothing is left to be drawn
+        report = self.runtime.report
+        runtime = replace(self.runtime, report=lambda record: report({"member": member.name, **record}))
+        return dict(_state_of(prepare(member.recipe, member.shard.spec, weights, runtime)))
+
+    def _stacked(self, states: list[Tensors], names: list[str]) -> Tensors:
+        return {name: torch.stack([s[name].detach() for s in states]).to(self.runtime.device) for name in names}
+
+    def _vary_dropout(self) -> None:
+        """Where members drop different shares, the share becomes a number per member."""
+        shares = {getattr(member.recipe.model, "dropout", 0.0) for member in self.members}
+        layers = [(name, m) for name, m in self.task.named_modules() if isinstance(m, Dropout)]
+        if len(shares) == 1 and not any(isinstance(layer.p, Tensor) for _, layer in layers):
+            return
+        own = [
+            [m.p for m in member.recipe.model.build(member.shard.spec).modules() if isinstance(m, Dropout)]
+            for member in self.members
+        ]
+        for i, (name, layer) in enumerate(layers):
+            if not isinstance(layer.p, Tensor):
+                del layer.p
+                layer.register_buffer("p", torch.zeros((), dtype=torch.float64), persistent=False)
+            self.buffers[f"{name}.p"] = torch.tensor(
+                [shares[i] for shares in own], dtype=torch.float64, device=self.rows.device
+            )
+
+    def _state(self, index: Tensor) -> Tensors:
+        """Copies of rows of weights and optimizer state."""
+        tensors = {"rows": self.rows, **self.optimizer.state}
+        return {name: tensor.index_select(0, index) for name, tensor in tensors.items()}
+
+    def _put(self, index: Tensor, saved: Tensors) -> None:
+        for name, tensor in {"rows": self.rows, **self.optimizer.state}.items():
+            tensor.index_copy_(0, index, saved[name])
+
+    @torch.no_grad()
+    def _filled(self, task: Task, row: int) -> Task:
+        own = {**self.layout.split(self.rows[row]), **{n: t[row] for n, t in {**self.fixed, **self.buffers}.items()}}
+        for name, tensor in _state_of(task):
+            tensor.copy_(own[name])
+        return task
+
+
+def _state_of(task: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*task.named_parameters(), *((n, b) for n, b in task.named_buffers() if not n.endswith(".p"))]
+
+
+def _require_alike(member: Member, first: Member, signature: Signature) -> None:
+    if Signature.of(member) != signature:
+        raise ConfigError(
+            f"population: member {member.name} cannot be stacked with {first.name}: their models, data or optimizers "
+            "differ in more than numbers; train them in populations of their own"
+        )
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """On a CPU the fused attention has no batching rule; the plain one is made of products that have."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def _nonzero(weight: Tensor) -> Tensor:
+    """A batch of weight 0 has loss 0 and moves nothing."""
+    return weight.clamp(min=torch.finfo(weight.dtype).tiny)

@@ -1,0 +1,176 @@
+"""Which executor runs, what is said about it, and what happens to members that cannot go together."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.config import override
+from core.data import Spec
+from core.errors import ConfigError
+from core.population import Member, choose, fit_all
+from core.population.fit import buckets
+from core.population.memory import members_at_once
+from core.recipe import Recipe
+from core.runtime import Runtime
+from tests.core.population.cases import apart, data_of, family, member, members
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "_KNOWN", {})
+
+
+def said(records: list[Any], event: str = "population") -> list[Any]:
+    return [record for record in records if record.get("event") == event]
+
+
+def fitted(group: list[Member], backend: Any = "auto", **options: Any) -> tuple[list[Any], list[Any]]:
+    records: list[Any] = []
+    return fit_all(group, backend, Runtime(report=records.append), **options), records
+
+
+def test_auto_takes_the_faster_of_both_and_says_which_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    for loop_s, backend in ((1.0, "vmap"), (0.0, "loop")):
+        monkeypatch.setattr(choose, "_KNOWN", {})
+        monkeypatch.setattr(choose, "_loop_seconds", lambda member, runtime, seconds=loop_s: seconds)
+        outcomes, records = fitted(members(family("mlp"), [{}] * 3))
+        assert said(records)[0]["backend"] == backend
+        assert "ms together" in said(records)[0]["reason"]
+        assert [outcome.ended for outcome in outcomes] == ["done"] * 3
+
+
+def test_auto_times_members_of_one_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+    monkeypatch.setattr(choose, "_loop_seconds", lambda member, runtime: timed.append(1) or 1.0)
+    for _ in range(2):
+        _, records = fitted(members(family("mlp"), [{}] * 3))
+    assert len(timed) == 1
+    assert said(records)[0]["reason"].endswith("(known from before)")
+
+
+def test_one_member_trains_in_the_ordinary_loop() -> None:
+    _, records = fitted(members(family("mlp"), [{}]))
+    assert said(records)[0] == {
+        "event": "population", "members": 1, "backend": "loop", "reason": "there is one member",
+    }  # fmt: skip
+
+
+def test_members_of_different_shapes_go_in_populations_of_their_own() -> None:
+    group = members(family("mlp"), [{}, {"model.hidden": [8]}, {}, {"optimizer": {"kind": "sgd"}}])
+    assert [[m.name for m in bucket] for bucket in buckets(group)] == [["m0", "m2"], ["m1"], ["m3"]]
+    outcomes, records = fitted(group, "vmap")
+    assert [outcome.name for outcome in outcomes] == ["m0", "m1", "m2", "m3"]
+    assert [record["members"] for record in said(records)] == [2, 1, 1]
+
+
+def test_more_members_than_memory_holds_train_in_parts_with_the_same_numbers() -> None:
+    group = members(family("mlp"), [{}] * 5)
+    _, each = members_at_once(group[0], torch.device("cpu"))
+    all_at_once, _ = fitted(group, "vmap")
+    in_parts, records = fitted(group, "vmap", free_bytes=4 * each)  # half of it may be used
+    assert said(records)[0]["members_at_once"] == 2 and said(records)[0]["bytes_per_member"] == each
+    assert max(apart(a, b) for a, b in zip(all_at_once, in_parts, strict=True)) < 1e-5
+    one_by_one, records = fitted(group, "vmap", free_bytes=1)
+    assert said(records)[0]["members_at_once"] == 1
+    assert max(apart(a, b) for a, b in zip(all_at_once, one_by_one, strict=True)) < 1e-5
+
+
+def test_a_population_that_runs_out_of_memory_goes_on_with_half_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.population import fit
+
+    sizes: list[int] = []
+
+    def scarce(group: list[Member], runtime: Runtime) -> Any:
+        sizes.append(len(group))
+        if len(group) > 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")
+        return together(group, runtime)
+
+    together = fit.fit_together
+    monkeypatch.setattr(fit, "fit_together", scarce)
+    outcomes, records = fitted(members(family("mlp"), [{}] * 5), "vmap")
+    assert sizes == [5, 3, 2, 2, 1] and [o.ended for o in outcomes] == ["done"] * 5
+    assert len(said(records, "warning")) == 2
+
+
+# --- models that cannot be stacked ---------------------------------------------------------------------------------
+
+
+class Awkward(nn.Module):
+    """A linear model with an operation that vmap has no rule for, reads a value, or draws noise of its own."""
+
+    def __init__(self, how: str, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.how, self.linear = how, nn.Linear(inputs, outputs)
+
+    def forward(self, inputs: Tensor, key: Tensor | None = None) -> Tensor:
+        x: Tensor = self.linear(inputs.flatten(1))
+        if self.how == "no rule":
+            x = x + 0 * torch.histc(x.detach(), bins=4).sum()
+        if self.how == "reads a value":
+            x = x * (1.0 if x.sum().item() > 1e9 else 2.0)
+        if self.how == "noise":
+            x = nn.functional.dropout(x, 0.5)
+        return x
+
+
+@dataclass(frozen=True)
+class AwkwardConfig:
+    how: str
+    kind: Literal["awkward"] = "awkward"
+
+    def build(self, spec: Spec) -> Awkward:
+        return Awkward(self.how, 64, spec.outputs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "vmap"])
+@pytest.mark.parametrize("how", ["no rule", "reads a value", "noise"])
+def test_a_model_that_cannot_be_stacked_trains_in_the_loop_and_the_run_says_so(how: str, backend: str) -> None:
+    base = members(family("mlp"), [{}, {}])
+    group = [
+        Member(m.name, Recipe(data=m.recipe.data, model=AwkwardConfig(how), train=m.recipe.train), m.shard)  # type: ignore[arg-type]
+        for m in base
+    ]
+    outcomes, records = fitted(group, backend)
+    assert [outcome.ended for outcome in outcomes] == ["done", "done"]
+    event = said(records)[0]
+    assert event["backend"] == "loop" and event["reason"].startswith("these members cannot be stacked: ")
+    assert "\n" not in event["reason"]
+
+
+# --- refusals and stops --------------------------------------------------------------------------------------------
+
+
+def test_no_members_are_refused() -> None:
+    with pytest.raises(ConfigError, match="there are no members"):
+        fit_all([])
+
+
+def test_two_members_of_one_name_are_refused() -> None:
+    one = members(family("mlp"), [{}])[0]
+    with pytest.raises(ConfigError, match="two members are called m0"):
+        fit_all([one, one])
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_run_that_is_stopped_ends_its_members_and_begins_no_others(backend: str) -> None:
+    seen: list[int] = []
+    runtime = Runtime(report=lambda record: seen.append(1), should_stop=lambda: len(seen) > 4)
+    outcomes = fit_all(members(family("mlp", train__steps=500), [{}] * 3), backend, runtime)  # type: ignore[arg-type]
+    assert [outcome.ended for outcome in outcomes] == ["stopped"] * 3
+    if backend == "loop":
+        assert outcomes[0].require().progress.step > 0
+        with pytest.raises(Exception, match="member m2 was stopped before it began"):
+            outcomes[2].require()
+
+
+def test_a_member_without_a_validation_split_to_decide_by_is_refused() -> None:
+    recipe = override(members(family("mlp"), [{}])[0].recipe, {"data.split.validation": 0.0, "train.evaluate_every": 1})
+    impatient = override(recipe, {"train.patience": 1})
+    for backend in ("loop", "vmap"):
+        with pytest.raises(ConfigError, match=r"data\.split\.validation: is empty"):
+            fit_all([Member("m0", impatient, data_of(impatient).shard())], backend)  # type: ignore[arg-type]
+    assert fit_all([member(recipe, "m0")])[0].ended == "done"
