@@ -45,7 +45,7 @@ def train(
             for record in follower.new():
                 show(record)
             if stopping():
-                requests.stop()
+                requests.stop.ask()
         for record in follower.new():
             show(record)
     if refusal := requests.refusal():

@@ -4,7 +4,6 @@ Imported only while a session is open, since Ray reads its settings when it is i
 """
 
 import contextlib
-import dataclasses
 import json
 import traceback
 from pathlib import Path
@@ -22,6 +21,7 @@ from core.execute import Summary, execute
 from core.recipe import Elastic, TrainRun
 from core.runtime import Runtime
 from core.storage.atomic import replace_text
+from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory, is_run
 
 START_ATTEMPTS = 3  # to get the workers placed, before Ray Train gives up
@@ -31,20 +31,13 @@ class Requests:
     """What driver and workers tell each other through files in the run's logs/: stop, and an error that is final."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        self._logs, self._stop = directory.logs, directory.logs / "stop-requested"
+        self._logs, self.stop = directory.logs, StopRequest(directory.logs)
 
     def clear(self) -> None:
         """Forgets what was said in an earlier part of the run."""
-        for file in [self._stop, *self._logs.glob("refused-*.json")]:
+        self.stop.clear()
+        for file in self._logs.glob("refused-*.json"):
             file.unlink(missing_ok=True)
-
-    def stop(self) -> None:
-        """Asks the workers to save and end."""
-        self._stop.touch()
-
-    def should_stop(self) -> bool:
-        """Whether the driver asks to end."""
-        return self._stop.exists()
 
     def refuse(self, rank: int, error: HanseError) -> None:
         """Says that the run cannot work, however often it is tried. Each rank has a file of its own."""
@@ -68,7 +61,7 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
     gpu = _require_resources(run)
     return TorchTrainer(
         work,
-        train_loop_config={"run": dump_run(_absolute(run)), "directory": str(directory.path.resolve())},
+        train_loop_config={"run": dump_run(run.absolute()), "directory": str(directory.path.resolve())},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,
@@ -115,7 +108,7 @@ def _work(config: dict[str, Any]) -> Summary | None:
         world=context.get_world_size(),
         strategy=run.strategy,
         report=directory.record,
-        should_stop=requests.should_stop,
+        should_stop=requests.stop,
     )
     try:
         return execute(run, directory, runtime)
@@ -140,12 +133,3 @@ class _NoteFailures(UserCallback):
         for rank, error in sorted(worker_exceptions.items()):
             lines = str(error).strip().splitlines() or [type(error).__name__]
             directory.event("worker_failed", rank=rank, reason=lines[0])
-
-
-def _absolute(run: TrainRun) -> TrainRun:
-    """The run with paths that mean the same in every process."""
-    data, init = run.recipe.data, run.init
-    if not data.path.startswith("bundled:"):
-        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
-    recipe = dataclasses.replace(run.recipe, data=data)
-    return dataclasses.replace(run, recipe=recipe, init=str(Path(init).resolve()) if init else None)

@@ -15,8 +15,8 @@ from torch import Tensor
 from core.data import Data, load
 from core.errors import DataError, ResourceError
 from core.learner import gather, put_weights, share
-from core.recipe import TrainRun
-from core.runtime import Runtime
+from core.recipe import Recipe, TrainRun
+from core.runtime import LOCAL, Runtime
 from core.storage import artifact
 from core.storage.checkpoint import Checkpointer, load_best
 from core.storage.store import RunDirectory
@@ -32,7 +32,9 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
     """
     recipe, began = run.recipe, time.perf_counter()
     data = load(recipe.data, recipe.goal.target, recipe.seed)
-    _require_same_data(directory, data, recipe.data.path, runtime)
+    require_same_data(directory, data, recipe.data.path, runtime)
+    if runtime.rank == 0:
+        note_data(directory, data, recipe.data.path)
     with out_of_memory(), _checkpointer(run, directory, runtime) as checkpoints:
         begins = not runtime.any(checkpoints is not None and any(directory.checkpoints.glob("step-*")))
         weights = artifact.read_weights(run.init) if run.init and begins else None
@@ -47,7 +49,7 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
     summary: Summary = {"ended": result.ended, "steps": result.progress.step, "wall_s": time.perf_counter() - began}
     if result.ended == "stopped":
         return summary
-    summary |= _score(run, data, result, runtime)
+    summary |= score(recipe, data, result, runtime)
     final = gather(result.task.network.state_dict(), runtime)
     summary |= {"parameters": sum(t.numel() for t in result.task.parameters()), "weights_sha256": digest(final)}
     if runtime.rank == 0:
@@ -65,13 +67,16 @@ def _checkpointer(
     return Checkpointer(directory.checkpoints, keep_last=run.recipe.train.keep_last)
 
 
-def _require_same_data(directory: RunDirectory, data: Data, path: str, runtime: Runtime) -> None:
-    """A run that goes on must go on with the same data; a new one notes what it has."""
+def require_same_data(directory: RunDirectory, data: Data, path: str, runtime: Runtime = LOCAL) -> None:
+    """Raises DataError, on all ranks, if this is not the data that the run noted when it began."""
     noted = (directory.run.record.get("data") or {}) if runtime.rank == 0 else {}
     if runtime.any(noted.get("sha256", data.fingerprint) != data.fingerprint):
         raise DataError(f"data.path: {path} is not what it was when this run began; start a new run with init=")
-    if runtime.rank == 0:
-        directory.update(data={"path": path, "sha256": data.fingerprint, "sizes": data.sizes})
+
+
+def note_data(directory: RunDirectory, data: Data, path: str) -> None:
+    """Writes into run.json what the run trains on."""
+    directory.update(data={"path": path, "sha256": data.fingerprint, "sizes": data.sizes})
 
 
 @contextmanager
@@ -88,18 +93,18 @@ def out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def _score(run: TrainRun, data: Data, result: Result, runtime: Runtime) -> Summary:
+def score(recipe: Recipe, data: Data, result: Result, runtime: Runtime) -> Summary:
     """The metrics on the held-out split that training never saw: test, or validation where there is no test."""
     split = next((name for name in ("test", "validation") if data.sizes[name]), None)
     if split is None:
         return {"split": None, "metrics": {}, "details": {}}
     shard = data.shard(runtime.rank, runtime.world)
-    metrics = metrics_of(run.recipe, shard)
-    state = evaluate(result.task, shard.held_out(split, run.recipe.train.evaluate_batch), metrics, runtime)
+    metrics = metrics_of(recipe, shard)
+    state = evaluate(result.task, shard.held_out(split, recipe.train.evaluate_batch), metrics, runtime)
     values, progress = metrics.compute(state), result.progress
     if runtime.rank == 0:
         runtime.report({"step": progress.step, "split": split, **values})
-    best = {"step": progress.best_step, "metric": run.recipe.train.metric, "value": progress.best}
+    best = {"step": progress.best_step, "metric": recipe.train.metric, "value": progress.best}
     return {"split": split, "metrics": values, "details": metrics.details(state), "best": best}
 
 

@@ -67,9 +67,9 @@ def keep_mask(key: Tensor, salt: int, shape: tuple[int, ...], p: float | Tensor)
     """Dropout's multipliers: 0 where an element is dropped (probability p), 1 / (1 - p) where it is kept.
 
     key [B] int64 addresses the examples, `salt` the layer; shape is the activation's shape without the batch. Returns
-    [B, *shape] float32. `p` may be a float64 tensor [], as under vmap. Two 16-bit lanes come from each 32-bit hash, so p
-    is rounded to 1/65536; the multiplier is exact for the rounded value. It stays with integers because boolean tensors
-    cost several times as much on a CPU: this is about five times as fast as `F.dropout` there.
+    [B, *shape] float32. `p` may be a float64 tensor [], as under vmap. Two 16-bit lanes come from each 32-bit hash: p
+    is rounded to 1/65536, and the multiplier is exact for the rounded value. It stays with integers because boolean
+    tensors cost several times as much on a CPU: this is about five times as fast as `F.dropout` there.
     """
     size = math.prod(shape)
     threshold: int | Tensor

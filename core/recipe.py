@@ -1,6 +1,7 @@
 """A recipe says what to learn; a run says where and how, and holds a recipe. Containment, never inheritance."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from core.models import ModelConfig
 from core.models.layers import Dropout
 from core.objectives import Classification, Language, ObjectiveConfig
 from core.optim import AdamW, Constant, OptimizerConfig, ScheduleConfig
+from core.privacy import ExamplePrivacy
 from core.randomness import seed_of
 from core.task import Task
 
@@ -63,7 +65,7 @@ class Recipe:
     """What to learn: data, model, objective, optimizer and the training numbers. `seed` addresses every random draw.
 
     `objective` null follows the data: language for text, else classification. `freeze` holds patterns of parameter
-    names that do not train, such as `blocks.0.*`.
+    names that do not train, such as `blocks.0.*`. `privacy` bounds what each example can do to the model.
     """
 
     data: DataConfig
@@ -75,6 +77,7 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=Constant)
     train: Training = field(default_factory=Training)
     freeze: tuple[str, ...] = ()
+    privacy: ExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
         wanted = ("token",) if isinstance(self.data, Text) else ("class", "real")
@@ -146,3 +149,11 @@ class TrainRun:
             raise ValueError(f"max_failures must be 0 or more, got {self.max_failures}")
         if self.resume is True and self.run_dir is None:
             raise ValueError("resume true goes on in run_dir, which is not set; name it, or write resume=RUN")
+
+    def absolute(self) -> "TrainRun":
+        """The same with paths that mean the same in every process."""
+        data, init = self.recipe.data, self.init
+        if not data.path.startswith("bundled:"):
+            data = replace(data, path=str(Path(data.path).expanduser().resolve()))
+        init = str(Path(init).resolve()) if init else None
+        return replace(self, recipe=replace(self.recipe, data=data), init=init)

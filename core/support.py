@@ -54,6 +54,26 @@ ROWS: tuple[Row, ...] = (
         "strategy: fsdp shards over workers and there is one; set workers to 2 or more, or strategy=ddp",
     ),
     (
+        "batch norm with privacy",
+        lambda run: run.recipe.privacy is not None and _norm(run) == "batch",
+        "model.norm: batch statistics let every example act on the gradients of the others; use model.norm=group",
+    ),
+    (
+        "privacy on several workers",
+        lambda run: run.recipe.privacy is not None and run.repeat is None and run.workers not in (0, 1),
+        "privacy: noise must be added once for all workers, which they do not yet agree on; use workers=0",
+    ),
+    (
+        "privacy in fp16",
+        lambda run: run.recipe.privacy is not None and run.recipe.train.precision == "fp16",
+        "train.precision: fp16 scales gradients, and clipping must see their true size; use bf16 or fp32",
+    ),
+    (
+        "privacy with compilation",
+        lambda run: run.recipe.privacy is not None and run.recipe.train.compile is True,
+        "train.compile: gradients of single examples are not compiled; use train.compile=false",
+    ),
+    (
         "an address without workers",
         lambda run: run.address is not None and run.workers == 0,
         "address: workers is 0, so the run stays in this process; set workers=N to train on that cluster",

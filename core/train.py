@@ -22,6 +22,7 @@ from core.meter import Meter, StopWatch
 from core.metrics import Metrics, State
 from core.optim import set_lr
 from core.precision import FULL, Precision
+from core.privacy.gradient import noise_like, private_gradient
 from core.recipe import Recipe, Training
 from core.runtime import LOCAL, Runtime
 from core.sharding import whole
@@ -101,17 +102,7 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     for parameter in learner.trainable:
         parameter.grad = None
     micros = split(batch, train.accumulate)
-    total = None if len(micros) == runtime.world == 1 else _total_weight(micros, recipe, runtime)
-    shares = []
-    for i, micro in enumerate(micros):
-        with runtime.synchronize(learner.model, i + 1 == len(micros)):
-            with precision.autocast():
-                losses, weights = learner.model(micro)
-            whole_weight = _nonzero(torch.dot(weights, micro["weight"])) if total is None else total
-            share = torch.dot(losses, micro["weight"]) / whole_weight
-            precision.scale(share).backward()
-        shares.append(share.detach())
-    loss = shares[0] if len(shares) == 1 else torch.stack(shares).sum()
+    loss = _private(learner, micros, recipe) if recipe.privacy else _backward(learner, micros, recipe, runtime)
     if measure:
         loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)
@@ -120,6 +111,34 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     precision.step(optimizer)
     learner.progress.step += 1
     return Step(loss, norm)
+
+
+def _backward(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
+    """Leaves the gradient of the global batch's weighted mean loss; returns this rank's share of that."""
+    total = None if len(micros) == runtime.world == 1 else _total_weight(micros, recipe, runtime)
+    shares = []
+    for i, micro in enumerate(micros):
+        with runtime.synchronize(learner.model, i + 1 == len(micros)):
+            with learner.precision.autocast():
+                losses, weights = learner.model(micro)
+            whole_weight = _nonzero(torch.dot(weights, micro["weight"])) if total is None else total
+            share = torch.dot(losses, micro["weight"]) / whole_weight
+            learner.precision.scale(share).backward()
+        shares.append(share.detach())
+    return shares[0] if len(shares) == 1 else torch.stack(shares).sum()
+
+
+def _private(learner: Learner, micros: list[Batch], recipe: Recipe) -> Tensor:
+    """Leaves the gradient of DP-SGD; returns the mean loss of the examples, which is not private."""
+    privacy, size = recipe.privacy, recipe.train.batch_size
+    assert privacy is not None and learner.precision.scaler is None, "core.support refuses the rest"
+    named = [(name, p) for name, p in learner.task.named_parameters() if p.requires_grad]
+    with learner.precision.autocast():
+        sums, losses = private_gradient(learner.task, named, micros, privacy.clip)
+    for name, parameter in named:
+        noise = noise_like(parameter, privacy, recipe.seed, learner.progress.step, name)
+        parameter.grad = (sums[name] + noise.detach()) / size
+    return losses.sum() / size
 
 
 def _total_weight(micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:

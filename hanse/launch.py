@@ -24,6 +24,8 @@ from hanse.writer import continuations
 # Of a recipe, what may be other when a run goes on: none of it moves a weight of a step that was taken.
 TRAIN_FREE = ("steps", "patience", "log_every", "checkpoint_every", "keep_last", "evaluate_batch")
 FREE = {"name", *(f"train.{name}" for name in TRAIN_FREE)}
+# Of a repeat, members that have ended are not trained again: they must have had the same training.
+FIXED_IN_REPEAT = {"train.steps", "train.patience"}
 Config = str | Path | Mapping[str, Any]
 
 
@@ -104,14 +106,15 @@ def _reopen(path: Path, run: TrainRun) -> tuple[RunDirectory, TrainRun]:
 
 def _require_same_recipe(saved: TrainRun, run: TrainRun, file: Path) -> None:
     old, new = dict(_leaves(dump_run(saved))), dict(_leaves(dump_run(run)))
-    where = {f.name for f in dataclasses.fields(TrainRun)}
+    where = {f.name for f in dataclasses.fields(TrainRun)} - {"repeat"}
+    free = FREE - FIXED_IN_REPEAT if saved.repeat else FREE
     for key in [*old, *new]:
         was, now = (repr(config[key]) if key in config else "absent" for config in (old, new))
-        if was == now or key in FREE or key.partition(".")[0] in where:
+        if was == now or key in free or key.partition(".")[0] in where:
             continue
+        other = ", or start a new run" if saved.repeat else " (train.steps may grow), or start a new run with init="
         raise ConfigError(
-            f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe "
-            f"(train.steps may grow), or start a new run from its weights with init="
+            f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe{other}"
         )
 
 
@@ -145,6 +148,8 @@ def _finished(summary: Summary, run: TrainRun) -> str:
                 f"this run was stopped early, after {bad} evaluations without a better {train.metric}; "
                 "raise train.patience to go on with it"
             )
+    if run.repeat:
+        return "all members of this run have come to their end; start a new run for more of them"
     is_over = summary["steps"] >= train.steps
     return "this run has come to its end before; raise train.steps to go on with it" if is_over else ""
 
@@ -212,7 +217,11 @@ def _work(run: TrainRun, directory: RunDirectory, console: Console, stopping: Ca
         directory.record(record)
         show(record)
 
-    if run.workers == 0:
+    if run.repeat is not None:
+        from hanse import repeat  # which stands on this module for finding models
+
+        summary = repeat.train(run, run.repeat, directory, repeat.Watch(show, stopping))
+    elif run.workers == 0:
         summary = execute(run, directory, Runtime(choose_device(run.device), report=report, should_stop=stopping))
     else:
         from cluster import data_parallel

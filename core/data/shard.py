@@ -120,7 +120,7 @@ class Shard:
         return batch
 
     def block(self, train: Schedule, steps: range, noise: bool = True) -> Batch:
-        """The batches of several steps, each tensor [steps, R, ...]: of many small shards, taking one by one would cost."""
+        """The batches of several steps, each tensor [steps, R, ...]: for many small shards one by one would cost."""
         if self._changes:
             batches = [self.batch(train, step, noise) for step in steps]
             return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}

@@ -5,11 +5,12 @@ many members memory holds at once.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Literal
 
 import torch
 
-from core.errors import ConfigError
+from core.errors import ConfigError, WorkerError
 from core.learner import start
 from core.population.feed import Feed
 from core.population.member import Member, Signature
@@ -67,6 +68,8 @@ def choose(
 
 
 def _faster(stacked: Choice, loop_s: float, together_s: float) -> Choice:
+    if loop_s == inf:
+        return replace(stacked, reason="the first member diverges too soon to be timed alone")
     said = (
         f"a step of {stacked.at_once} members takes {1e3 * together_s:.3g} ms together, {1e3 * loop_s:.3g} ms one "
         "after the other"
@@ -88,21 +91,19 @@ def _stacked_seconds(members: Sequence[Member], runtime: Runtime, timed: int) ->
 
 
 def _loop_seconds(member: Member, runtime: Runtime) -> float:
-    """Seconds of a step of one member in the ordinary loop."""
+    """Seconds of a step of one member in the ordinary loop; infinite if it diverges at once."""
     recipe = member.recipe
     learner = start(recipe, member.shard.spec, member.weights, runtime)
-    batches = member.shard.batches(recipe.train, 0, learner.is_noisy)
+
+    def step() -> None:
+        batch = member.shard.batch(recipe.train, learner.progress.step, learner.is_noisy)
+        train_step(learner, {name: tensor.to(runtime.device) for name, tensor in batch.items()}, recipe, runtime)
+
     try:
-        _, batch = next(batches)
-
-        def step() -> None:
-            moved = {name: tensor.to(runtime.device) for name, tensor in batch.items()}
-            train_step(learner, moved, recipe, runtime)
-
         step()
         return _fastest(step, runtime, TIMED)
-    finally:
-        batches.close()  # type: ignore[attr-defined]
+    except WorkerError:
+        return inf
 
 
 def _fastest(step: Callable[[], object], runtime: Runtime, timed: int) -> float:

@@ -6,21 +6,26 @@ import torch
 
 from core.errors import ConfigError
 from core.population.alone import fit_alone
-from core.population.choose import Backend, choose
+from core.population.choose import Backend, Choice, choose
 from core.population.lockstep import fit_together
-from core.population.member import Member, Outcome, Signature
+from core.population.member import Finished, Member, Outcome, Signature, ignore
 from core.runtime import LOCAL, Record, Runtime
 
 
 def fit_all(
-    members: Sequence[Member], backend: Backend = "auto", runtime: Runtime = LOCAL, free_bytes: int | None = None
+    members: Sequence[Member],
+    backend: Backend = "auto",
+    runtime: Runtime = LOCAL,
+    free_bytes: int | None = None,
+    finished: Finished = ignore,
 ) -> list[Outcome]:
     """Trains all members; outcomes come in their order. What `core.train.fit` gives a member is what is right.
 
     `backend`: `loop` is that, one after the other; `vmap` trains those of one architecture together; `auto` times both
     on the first steps and takes the faster, and the event `population` says which and why. Members of different
     architectures go in populations of their own, and more than fit into memory (`free_bytes`, null: what is free) in
-    several. Records carry the key `member`. Raises ConfigError for no members, or two of one name.
+    several. Records carry the key `member`; `finished` gets each outcome as soon as there is one. ConfigError for
+    no members, or two of one name.
     """
     names = [member.name for member in members]
     if not names:
@@ -30,7 +35,9 @@ def fit_all(
         raise ConfigError(f"population: two members are called {twice}; records and results are kept by name")
     outcomes: dict[str, Outcome] = {}
     for bucket in buckets(members):
-        for outcome in _fit_bucket(bucket, backend, runtime, free_bytes):
+        choice = choose(bucket, backend, runtime, free_bytes)
+        runtime.report(_said(bucket, choice))
+        for outcome in _fit_bucket(bucket, choice, runtime, finished):
             outcomes[outcome.name] = outcome
     return [outcomes[name] for name in names]
 
@@ -43,12 +50,14 @@ def buckets(members: Sequence[Member]) -> list[list[Member]]:
     return list(found.values())
 
 
-def _fit_bucket(members: list[Member], backend: Backend, runtime: Runtime, free_bytes: int | None) -> list[Outcome]:
-    choice = choose(members, backend, runtime, free_bytes)
+def _said(members: list[Member], choice: Choice) -> Record:
     said: Record = {"event": "population", "members": len(members), "backend": choice.backend, "reason": choice.reason}
     if choice.backend == "vmap":
         said |= {"members_at_once": choice.at_once, "bytes_per_member": choice.each_bytes}
-    runtime.report(said)
+    return said
+
+
+def _fit_bucket(members: list[Member], choice: Choice, runtime: Runtime, finished: Finished) -> list[Outcome]:
     outcomes: list[Outcome] = []
     at_once = choice.at_once
     while len(outcomes) < len(members):
@@ -57,17 +66,18 @@ def _fit_bucket(members: list[Member], backend: Backend, runtime: Runtime, free_
             outcomes += [Outcome(member.name) for member in rest]
         elif choice.backend == "loop":
             outcomes.append(fit_alone(rest[0], runtime))
+            finished(outcomes[-1])
         else:
-            done, at_once = _fit_some(rest, at_once, runtime)
+            done, at_once = _fit_some(rest, at_once, runtime, finished)
             outcomes += done
     return outcomes
 
 
-def _fit_some(members: list[Member], at_once: int, runtime: Runtime) -> tuple[list[Outcome], int]:
+def _fit_some(members: list[Member], at_once: int, runtime: Runtime, finished: Finished) -> tuple[list[Outcome], int]:
     """The next members together, fewer of them if memory does not suffice after all; and how many they were."""
     while True:
         try:
-            return fit_together(members[:at_once], runtime), at_once
+            return fit_together(members[:at_once], runtime, finished), at_once
         except RuntimeError as error:
             is_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
             if not is_memory or at_once == 1:

@@ -14,19 +14,20 @@ from core.errors import WorkerError
 from core.learner import Learner, Progress, put_weights
 from core.meter import memory_bytes
 from core.population.feed import Feed
-from core.population.member import Member, Outcome
+from core.population.member import Finished, Member, Outcome, ignore
 from core.population.population import Moved, Population
 from core.runtime import LOCAL, Record, Runtime
 from core.task import Batch
 from core.train import Ended, Result, due, how_ended, require_validation, validate
 
 
-def fit_together(members: Sequence[Member], runtime: Runtime = LOCAL) -> list[Outcome]:
-    """Trains members that share a signature as one population. Outcomes come in the members' order.
+def fit_together(members: Sequence[Member], runtime: Runtime = LOCAL, finished: Finished = ignore) -> list[Outcome]:
+    """Trains members that share a signature as one population. Outcomes come in the members' order, to `finished` as
+    they are there.
 
     Raises ConfigError if they cannot be stacked, RuntimeError if an operation of the model cannot be.
     """
-    lockstep = Lockstep(members, runtime)
+    lockstep = Lockstep(members, runtime, finished)
     while len(lockstep.population):
         lockstep.advance()
         if runtime.should_stop():
@@ -37,8 +38,8 @@ def fit_together(members: Sequence[Member], runtime: Runtime = LOCAL) -> list[Ou
 class Lockstep:
     """A population, its batches, and how far each member is. Members that end leave it, and the others go on."""
 
-    def __init__(self, members: Sequence[Member], runtime: Runtime) -> None:
-        self.runtime, self.began = runtime, time.perf_counter()
+    def __init__(self, members: Sequence[Member], runtime: Runtime, finished: Finished = ignore) -> None:
+        self.runtime, self.finished, self.began = runtime, finished, time.perf_counter()
         self.judges = {m.name: require_validation(m.shard, m.recipe.train) for m in members}
         self.population = Population(members, runtime)
         self.feed = Feed(members, runtime.device, self.population.is_noisy)
@@ -73,6 +74,7 @@ class Lockstep:
         """These members leave, each with how it ended or its error."""
         for name, how in gone.items():
             self.outcomes[name] = self._outcome(name, how)
+            self.finished(self.outcomes[name])
             del self.at[name]
         # a compiled step is made for one number of rows: those that ended rest in it until half of them do
         if not self.population.is_compiled or len(self.at) * 2 <= len(self.population):

@@ -1,5 +1,6 @@
 """A member of a population: one small fit; what became of it; and which members can go together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -46,6 +47,13 @@ class Outcome:
         return self.result
 
 
+Finished = Callable[[Outcome], None]
+
+
+def ignore(outcome: Outcome) -> None:
+    """Who waits for all of them needs none early."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """What members must share to be stacked: everything that decides a shape or an operation."""
@@ -69,6 +77,7 @@ class Signature:
                 getattr(optimizer, "nesterov", False),
                 getattr(optimizer, "momentum", 0.0) > 0,
                 recipe.freeze,
+                recipe.privacy is None,
                 shape,
                 train.accumulate,
                 train.precision,

@@ -1,7 +1,5 @@
 """How many members fit into memory at once, from an estimate of what one of them takes."""
 
-from functools import cache
-
 import torch
 
 from core.estimate import estimate, example_batch
@@ -17,7 +15,7 @@ def members_at_once(member: Member, device: torch.device, free_bytes: int | None
 
     `free_bytes`: the memory to count with; null is what the device has free now.
     """
-    each = max(1, int(SCRATCH * _bytes_of(_Shape(member))))
+    each = max(1, int(SCRATCH * _bytes_of(member)))
     free = free_bytes if free_bytes is not None else free_memory(device)
     return max(1, int(SHARE * free) // each), each
 
@@ -32,25 +30,19 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-class _Shape:
-    """A member as a key: two with the same signature take the same."""
+def _bytes_of(member: Member) -> int:
+    """The estimate for one member; those of the same signature take the same."""
+    signature = Signature.of(member)
+    if signature not in _ESTIMATES:
+        recipe, train = member.recipe, member.recipe.train
+        task = recipe.build(member.shard.spec)
+        freeze(task, recipe.freeze)
+        micro = max(2, -(-member.shard.rows(train) // train.accumulate))  # batch norm refuses one row
+        batch = example_batch(member.shard.spec, micro)
+        costs = estimate(task, batch, recipe.optimizer, train.batch_size, train.precision)
+        private = micro * costs.gradients_bytes if recipe.privacy else 0  # a gradient for each example
+        _ESTIMATES[signature] = costs.memory_bytes + private
+    return _ESTIMATES[signature]
 
-    def __init__(self, member: Member) -> None:
-        self.member, self.signature = member, Signature.of(member)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shape) and self.signature == other.signature
-
-    def __hash__(self) -> int:
-        return hash(self.signature)
-
-
-@cache
-def _bytes_of(shape: _Shape) -> int:
-    recipe, spec, train = shape.member.recipe, shape.member.shard.spec, shape.member.recipe.train
-    task = recipe.build(spec)
-    freeze(task, recipe.freeze)
-    micro = -(-shape.member.shard.rows(train) // train.accumulate)
-    return estimate(
-        task, example_batch(spec, max(2, micro)), recipe.optimizer, train.batch_size, train.precision
-    ).memory_bytes
+_ESTIMATES: dict[Signature, int] = {}

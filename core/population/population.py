@@ -25,6 +25,7 @@ from core.models.layers import Dropout
 from core.optim.stacked import Layout, column, stack
 from core.population.member import Member, Signature
 from core.precision import Precision
+from core.privacy.gradient import clipped_sum, noise_like, plain_attention
 from core.randomness import generator
 from core.runtime import LOCAL, Runtime
 from core.task import Batch, Task, split
@@ -113,6 +114,8 @@ class Population:
         """Losses [N] and gradients [N, D] of the members' weighted mean losses."""
         batch = self._with_smoothing(batch)
         micros = split(batch, self.members[0].recipe.train.accumulate, dim=1)
+        if self.members[0].recipe.privacy:
+            return self._private(micros)
         total = None if len(micros) == 1 else self._total_weight(micros)
         rows = self.rows.detach().requires_grad_()
         losses = self.rows.new_zeros(len(self))
@@ -127,6 +130,30 @@ class Population:
             gradients = gradient if gradients is None else gradients.add_(gradient)
         assert gradients is not None
         return losses, gradients
+
+    def _private(self, micros: list[Batch]) -> tuple[Tensor, Tensor]:
+        """The same by DP-SGD: each example of each member is clipped by itself, each member gets noise of its own."""
+        bounds = column([m.recipe.privacy.clip for m in self.members if m.recipe.privacy], self.rows)
+        bounds = bounds.flatten() if isinstance(bounds, Tensor) else self.rows.new_full((len(self),), bounds)
+        gradients, losses = torch.zeros_like(self.rows), self.rows.new_zeros(len(self))
+        with self.precision.autocast(), plain_attention():
+            for micro in micros:
+                sums, each = vmap(self._clipped)(self.rows, self.fixed, self.buffers, micro, bounds)
+                gradients += sums
+                losses += each.sum(1)
+        sizes = torch.tensor([m.recipe.train.batch_size for m in self.members]).to(self.rows)
+        for row, (member, step) in enumerate(zip(self.members, self.steps, strict=True)):
+            assert member.recipe.privacy is not None, "members of one signature have it or have it not"
+            for name, part in self.layout.split(gradients[row]).items():
+                part += noise_like(part, member.recipe.privacy, member.recipe.seed, step, name)
+        return losses / sizes, gradients / sizes[:, None]
+
+    def _clipped(
+        self, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch, clip: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One member's sum of clipped gradients [D] and its examples' losses [R]."""
+        sums, losses = clipped_sum(self.task, self.layout.split(row), {**fixed, **buffers}, batch, clip)
+        return torch.cat([sums[place.name].flatten() for place in self.layout.places]), losses
 
     def _member(self, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Tensor]:
         """What vmap lifts: the task of one member on its rows -> losses [R], weights [R]."""
@@ -149,7 +176,7 @@ class Population:
         clips = [member.recipe.train.clip for member in self.members]
         if not measure and not any(clips):
             return None
-        norms = torch.linalg.vector_norm(gradients, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(gradients, dim=1)
         if any(clips):
             limits = column([clip or float("inf") for clip in clips], norms)
             limits = limits.flatten() if isinstance(limits, Tensor) else limits
@@ -161,8 +188,10 @@ class Population:
         if not measure and self.rows.device.type != "cpu":
             return active
         moved = losses.isfinite()
-        for also in (active, None if norms is None else norms.isfinite()):
-            moved = moved if also is None else moved & also
+        if norms is not None:
+            moved &= norms.isfinite()
+        if active is not None:
+            moved &= active
         return None if bool(moved.all()) else moved
 
     def _update(self, gradients: Tensor) -> None:

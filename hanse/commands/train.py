@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,13 +111,34 @@ def _shown(summary: Mapping[str, Any], console: Console) -> Mapping[str, Any]:
     """All of it for programs, the headline for people."""
     if isinstance(console, JsonConsole):
         return summary
+    if "members" in summary:
+        return shown_members(summary)
     if summary["ended"] == "stopped":
         return {"stopped after step": summary["steps"]}
     return {summary["split"]: headline(summary), "parameters": summary["parameters"], "wall_s": summary["wall_s"]}
 
 
+def shown_members(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a repeat: the mean and standard deviation over members, and the ensemble's numbers."""
+    ended = summary["members"]
+    if summary["ended"] == "stopped":
+        return {"members that have ended": f"{len(ended)} of {summary['of']}"}
+    split, spread, ensemble = summary["split"], summary["spread"], summary["ensemble"]
+    shown: dict[str, Any] = {"members": f"{ensemble['members']} of {len(ended)}"}
+    for name in headline(summary):
+        std = spread[name]["std"]
+        shown[f"{split} {name}"] = f"{number(spread[name]['mean'])}" + (f" +- {number(std)}" if std is not None else "")
+    together = headline(ensemble)
+    return {**shown, **{f"ensemble {name}": value for name, value in together.items()}, "wall_s": summary["wall_s"]}
+
+
 def _header(train: TrainRun) -> dict[str, object]:
     recipe, where = train.recipe, train.address or "this machine"
+    repeat = train.repeat and {
+        "repeat": ", ".join(
+            f"{count} {name}" for name, count in asdict(train.repeat).items() if count > (name == "seeds")
+        )
+    }
     workers = train.workers if isinstance(train.workers, int) else f"{train.workers.min} to {train.workers.max}"
     return {
         "model": recipe.model.kind,
@@ -125,4 +147,5 @@ def _header(train: TrainRun) -> dict[str, object]:
         "steps": f"{number(recipe.train.steps)} of batch {recipe.train.batch_size}",
         "workers": f"{workers} on Ray at {where}" if workers else f"in this process, device {train.device}",
         "seed": recipe.seed,
+        **(repeat or {}),
     }

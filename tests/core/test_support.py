@@ -17,6 +17,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a repeat with elastic workers": {"repeat.seeds": 4, "workers": {"min": 1, "max": 2}},
     "a repeat over folds of one fold": {"repeat.folds": 5, "data.split.folds": 3},
     "a repeat over bootstraps of one bootstrap": {"repeat.bootstraps": 5, "data.split.bootstrap": 0},
+    "batch norm with privacy": {"model": {"kind": "cnn", "norm": "batch"}, "privacy.clip": 1.0},
+    "privacy on several workers": {"privacy.clip": 1.0, "workers": 2},
+    "privacy in fp16": {"privacy.clip": 1.0, "train.precision": "fp16"},
+    "privacy with compilation": {"privacy.clip": 1.0, "train.compile": True},
     "FSDP in one process": {"strategy": "fsdp"},
     "an address without workers": {"address": "127.0.0.1:6379"},
 }
@@ -38,6 +42,7 @@ def test_every_row_of_the_table_is_refused_by_its_example(row: tuple[str, Any, s
         {"workers": 2},
         {"workers": 2, "strategy": "fsdp", "optimizer.kind": "muon"},
         {"workers": 2, "repeat.seeds": 3, "model": {"kind": "cnn", "norm": "batch"}},
+        {"workers": 2, "repeat.seeds": 3, "privacy.clip": 1.0, "train.precision": "bf16"},
         {"repeat.seeds": 3, "data.split.folds": 3, "data.split.bootstrap": 0},
     ],
 )

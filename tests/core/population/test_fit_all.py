@@ -83,11 +83,11 @@ def test_a_population_that_runs_out_of_memory_goes_on_with_half_as_many(monkeypa
 
     sizes: list[int] = []
 
-    def scarce(group: list[Member], runtime: Runtime) -> Any:
+    def scarce(group: list[Member], *others: Any) -> Any:
         sizes.append(len(group))
         if len(group) > 2:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")
-        return together(group, runtime)
+        return together(group, *others)
 
     together = fit.fit_together
     monkeypatch.setattr(fit, "fit_together", scarce)

@@ -1,0 +1,154 @@
+"""One recipe trained many times: its members here or over a pool of workers, then all of them as one ensemble."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from core.data import load
+from core.ensemble.repeat import MemberSpec, Repeat, members
+from core.ensemble.spread import spread_of
+from core.ensemble.train import Share, summaries, train_members, train_share
+from core.errors import WorkerError
+from core.execute import Summary, note_data, require_same_data
+from core.pool import WorkerPool
+from core.recipe import TrainRun
+from core.runtime import Record, Runtime, choose_device
+from core.storage import artifact
+from core.storage.stop import StopRequest
+from core.storage.store import RunDirectory
+from hanse import inference
+from hanse.crowd import Crowd
+
+POLL_S = 0.25  # how often new records of the workers are looked for
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: `show` gets each record, `stopping` is asked whether to end early."""
+
+    show: Callable[[Record], None]
+    stopping: Callable[[], bool]
+
+
+def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) -> Summary:
+    """Trains the members that have not come to their end; if then all have, concludes.
+
+    Raises what training raises, and WorkerError if every member diverged.
+    """
+    recipe, began = run.recipe, time.perf_counter()
+    data = load(recipe.data, recipe.goal.target, recipe.seed)  # before workers start: what is wrong is said at once
+    require_same_data(directory, data, recipe.data.path)
+    note_data(directory, data, recipe.data.path)
+    specs = members(recipe, repeat)
+    there = summaries(directory)
+    left = [spec for spec in specs if spec.name not in there]
+    directory.event("repeat", members=len(specs), left=len(left))
+    if left:
+        crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, watch.show)
+        _train(run, directory, left, replace(watch, show=crowd))
+    there = summaries(directory)
+    ended = [there[spec.name] for spec in specs if spec.name in there]
+    if len(ended) < len(specs):
+        steps = max((summary.get("steps", 0) for summary in ended), default=0)
+        return {"ended": "stopped", "steps": steps, "members": ended, "of": len(specs)}
+    return {**conclude(repeat, directory, ended), "wall_s": time.perf_counter() - began}
+
+
+def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch) -> None:
+    if run.workers:
+        from cluster.pool import ray_pool
+
+        assert isinstance(run.workers, int), "core.support refuses elastic workers"
+        with ray_pool(
+            run.workers, run.address, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=_gpus(run)
+        ) as pool:
+            _spread(pool, run, directory, specs, watch)
+        return
+
+    def report(record: Record) -> None:
+        directory.record(record)
+        watch.show(record)
+
+    runtime = Runtime(choose_device(run.device), report=report, should_stop=watch.stopping)
+    train_members(run, directory, specs, runtime)
+
+
+def _gpus(run: TrainRun) -> float:
+    """A worker's share of the GPUs: those of this machine are shared out, of a cluster's each takes one if asked to."""
+    import torch
+
+    if run.address:
+        return 1.0 if run.device == "cuda" else 0.0
+    count = torch.cuda.device_count() if run.device != "cpu" else 0
+    assert isinstance(run.workers, int)
+    return min(1.0, count / run.workers)
+
+
+def _spread(
+    pool: WorkerPool, run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch
+) -> None:
+    """Shares members out to a pool, whose workers write into the run directory; it is followed from here."""
+    stop, failures = StopRequest(directory.logs), list[BaseException]()
+    stop.clear()
+    follower = directory.follow()
+
+    def work() -> None:
+        try:
+            for _ in pool.run(train_share, shares(run, directory, specs, pool.workers)):
+                pass
+        except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # the main one hears Ctrl-C
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        if watch.stopping():
+            stop.ask()
+        for record in follower.new():
+            watch.show(record)
+    for record in follower.new():
+        watch.show(record)
+    if failures:
+        raise failures[0]
+
+
+def shares(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], workers: int) -> dict[str, Share]:
+    """The members in as many parts as there are workers, by their first name; neighbors, who share data, together."""
+    size = -(-len(specs) // workers)
+    parts = [specs[start : start + size] for start in range(0, len(specs), size)]
+    return {part[0].name: Share.of(run, directory, part) for part in parts}
+
+
+def conclude(repeat: Repeat, directory: RunDirectory, ended: Sequence[Summary]) -> Summary:
+    """Makes one ensemble of the members that trained; its scores, and how much the members differ.
+
+    Raises WorkerError if none trained.
+    """
+    good = [summary for summary in ended if "error" not in summary]
+    if not good:
+        raise WorkerError(f"repeat: all {len(ended)} members failed; {ended[0]['member']}: {ended[0]['error']}")
+    artifact.save_ensemble(directory.model, [summary["member"] for summary in good])
+    found = inference.evaluate(artifact.load_all(directory.model))
+    spread = spread_of([summary["metrics"] for summary in good], repeat.folds)
+    ensemble: dict[str, Any] = {
+        "split": found.split,
+        "members": len(good),
+        "examples": found.examples,
+        "metrics": found.metrics,
+        "uncertainty": found.uncertainty,
+    }
+    return {
+        "ended": "done",
+        "steps": max(summary["steps"] for summary in good),
+        "parameters": good[0]["parameters"],
+        "split": found.split,
+        "metrics": {name: one.mean for name, one in spread.items()},
+        "spread": {name: asdict(one) for name, one in spread.items()},
+        "repeat": asdict(repeat),
+        "ensemble": ensemble,
+        "details": found.details,
+        "members": list(ended),
+    }
