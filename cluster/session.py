@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # Train starts its own: those started ahead would idle
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated",  # known where it matters
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it ray.init warns
 }
 CONNECT_TIMEOUT_S = 5.0

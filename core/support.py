@@ -5,6 +5,7 @@ A row is (name, whether it applies, the message). `ARCHITECTURE.md` shows this t
 
 from collections.abc import Callable
 
+from core.data import Text
 from core.errors import ConfigError
 from core.recipe import Elastic, TrainRun
 
@@ -47,6 +48,17 @@ ROWS: tuple[Row, ...] = (
             run.repeat is not None and run.repeat.bootstraps > 0 and run.recipe.data.split.bootstrap is not None
         ),
         "data.split.bootstrap: repeat.bootstraps trains on many resamples; set data.split.bootstrap=null",
+    ),
+    (
+        "a repeat over bootstraps with learned tokens",
+        lambda run: (
+            run.repeat is not None
+            and run.repeat.bootstraps > 0
+            and isinstance(run.recipe.data, Text)
+            and run.recipe.data.tokenizer.kind == "bpe"
+        ),
+        "data.tokenizer: each resample of a text learns byte pairs of its own, whose probabilities cannot be averaged; "
+        "use data.tokenizer.kind=byte, or repeat.seeds",
     ),
     (
         "FSDP in one process",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.ensemble.voices import MonteCarlo
 from hanse import inference, launch, writer
 from hanse.console import Console
 from hanse.inference import Evaluation, Prediction
@@ -36,14 +37,30 @@ def train(
     return Trained(path, summary)
 
 
-def evaluate(model: str | Path, overrides: Mapping[str, Any] | None = None) -> Evaluation:
-    """Scores the model of a run, by name or path, on its held-out split, or on `{"data.path": FILE}`."""
-    return inference.evaluate(inference.load_model(model), overrides)
+def evaluate(
+    model: str | Path, overrides: Mapping[str, Any] | None = None, *, samples: int = 0, seed: int = 0
+) -> Evaluation:
+    """Scores the model or ensemble of a run, by name or path, on what was held out, or on `{"data.path": FILE}`.
+
+    `samples` (2 or more) passes with dropout left on, addressed by `seed`, show how sure a model is.
+    """
+    return inference.evaluate(inference.load_models(model), overrides, _passes(samples, seed))
 
 
-def predict(model: str | Path, data: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Prediction]:
-    """One answer per row of a file: {"row", "class", "probability"} or {"row", "value"}."""
-    return inference.predict(inference.load_model(model), {"data.path": str(data), **(overrides or {})})
+def predict(
+    model: str | Path,
+    data: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    samples: int = 0,
+    seed: int = 0,
+) -> list[Prediction]:
+    """One answer per row of a file: {"row", "class", "probability"} or {"row", "value"}.
+
+    An ensemble, or `samples` passes with dropout, add "entropy" and "mutual_information", or "std".
+    """
+    others = {"data.path": str(data), **(overrides or {})}
+    return inference.predict(inference.load_models(model), others, _passes(samples, seed))
 
 
 def generate(model: str | Path, prompt: str, **options: Any) -> str:
@@ -51,4 +68,10 @@ def generate(model: str | Path, prompt: str, **options: Any) -> str:
     from core.config import parse
 
     writing = parse(writer.Writing, {"prompt": prompt, **options})
-    return "".join(writer.write(inference.load_model(model), writing))
+    return "".join(writer.write(inference.load_models(model), writing))
+
+
+def _passes(samples: int, seed: int) -> MonteCarlo:
+    from core.config import parse
+
+    return parse(MonteCarlo, {"samples": samples, "seed": seed})

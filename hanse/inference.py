@@ -1,80 +1,163 @@
-"""What a trained model is asked: how good it is on held-out data, and what it says about new rows."""
+"""What a trained model, or an ensemble, is asked: how good it is on held-out data, and what it says about new rows."""
 
-from collections.abc import Mapping
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.config import override
-from core.data import Data, Trained, load, open_with
-from core.errors import ConfigError, DataError
-from core.runtime import LOCAL, Runtime, choose_device
+from core.config import parse
+from core.data import Spec
+from core.ensemble.judge import judge
+from core.ensemble.panel import Panel, panel_on, panels_of
+from core.ensemble.spread import Spread, spread_of
+from core.ensemble.voices import PLAIN, MonteCarlo, entropy
+from core.errors import ConfigError
+from core.runtime import choose_device
 from core.storage import artifact
 from core.storage.artifact import Model
-from core.train import evaluate as measure
-from core.train import metrics_of
 from hanse.launch import find_model
 
 Prediction = dict[str, Any]
 FIXED = ("missing", "normalize", "categories", "tokenizer", "context", "size", "split", "augment", "token_drop")
+OUT_OF_FOLD = "out-of-fold"  # every row judged by the members that never saw it, all folds together
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name; details: confusion matrix and numbers by class, where there are classes; split: `test` or
-    `validation` of the model's own data, `all` of other data."""
+    """metrics by name; details: confusion matrix and numbers by class, where there are classes; uncertainty: see
+    `core.ensemble.uncertainty`; all of them of the mean of `voices` (members that speak about a row, times passes).
+
+    split: `test`, `validation` or `out-of-fold` of the models' own data, `all` of other data. members: the metrics of
+    each member of an ensemble alone, and spread: how much they differ.
+    """
 
     metrics: dict[str, float]
     details: dict[str, Any]
     split: str
     examples: int
     source: str
+    uncertainty: dict[str, Any]
+    voices: int
+    members: dict[str, dict[str, float]]
+    spread: dict[str, Spread]
 
 
-def load_model(reference: str | Path) -> Model:
-    """The model of a run (by name or path) or of a model directory. Raises DataError."""
-    return artifact.load(find_model(reference))
+def load_models(reference: str | Path) -> tuple[Model, ...]:
+    """The model of a run (by name or path) or of a model directory; of an ensemble all of its members. DataError."""
+    return artifact.load_all(find_model(reference))
 
 
-def evaluate(model: Model, overrides: Mapping[str, Any] | None = None) -> Evaluation:
-    """On the held-out split of the model's own data, or on all of the data that `data.path` and its like name."""
-    data, runtime = _open(model, overrides or {}), _runtime()
-    split = "test" if data.sizes.get("test") else "validation"
-    if not data.sizes.get(split):
-        raise DataError("data.split: nothing was held out, so there is nothing to evaluate on; give data.path=FILE")
-    shard = data.shard()
-    source = override(model.recipe, overrides or {}).data.path
-    batches = shard.held_out(split, model.recipe.train.evaluate_batch)
-    metrics, task = metrics_of(model.recipe, shard), model.task.to(runtime.device)
-    state = measure(task, _with_targets(batches, source), metrics, runtime)
-    of = "all" if overrides else split
-    return Evaluation(metrics.compute(state), metrics.details(state), of, data.sizes[split], source)
+def evaluate(
+    models: Sequence[Model], overrides: Mapping[str, Any] | None = None, passes: MonteCarlo = PLAIN
+) -> Evaluation:
+    """On what was held out of the models' own data, or on all of the data that `data.path` and its like name."""
+    overrides = _other_data(overrides or {})
+    panels = (panel_on(models, overrides),) if overrides else panels_of(models)
+    split = "all" if overrides else panels[0].split if len(panels) == 1 else OUT_OF_FOLD
+    judged = judge(panels, passes, choose_device("auto"))
+    folds = models[0].recipe.data.split.folds or 0 if split == OUT_OF_FOLD else 0
+    return Evaluation(
+        metrics=judged.metrics,
+        details=judged.details,
+        split=split,
+        examples=judged.examples,
+        source=panels[0].source,
+        uncertainty=judged.uncertainty,
+        voices=judged.voices,
+        members=judged.members,
+        spread=spread_of(list(judged.members.values()), folds),
+    )
 
 
-def predict(model: Model, overrides: Mapping[str, Any]) -> list[Prediction]:
-    """One answer per row of the data that `data.path` names: class and its probability, or a value."""
-    if model.spec.target == "token":
-        raise ConfigError(f"{model.directory}: a language model predicts text; use `hanse generate`")
+def predict(models: Sequence[Model], overrides: Mapping[str, Any], passes: MonteCarlo = PLAIN) -> list[Prediction]:
+    """One answer per row of the data that `data.path` names: class and its probability, or a value.
+
+    Where several voices speak, also how sure they are: the entropy of their mean and the mutual information in nats, or
+    the standard deviation between them in the target's units.
+    """
+    if models[0].spec.target == "token":
+        raise ConfigError(f"{models[0].directory}: a language model predicts text; use `hanse generate`")
     if "data.path" not in overrides:
         raise ConfigError("data.path: name the file with the rows to predict, data.path=FILE")
-    data, runtime = _open(model, overrides), _runtime()
-    network = model.task.network.to(runtime.device).eval()
-    batches = data.shard().held_out("test", model.recipe.train.evaluate_batch)
-    with torch.inference_mode():
-        outputs = [network(batch["inputs"].to(runtime.device)).float().cpu() for batch in batches]
-    found = torch.cat(outputs)[: data.sizes["test"]]  # the rows that fill up the last batch stand at its end
-    if model.spec.target == "real":
-        values = model.preprocess.to_units(found)[:, 0].tolist()
-        return [{"row": i + 1, "value": value} for i, value in enumerate(values)]
-    probability, label = found.softmax(dim=1).max(dim=1)
-    names = model.spec.classes or tuple(str(i) for i in range(model.spec.outputs))
-    answers = zip(label.tolist(), probability.tolist(), strict=True)
-    return [{"row": i + 1, "class": names[index], "probability": p} for i, (index, p) in enumerate(answers)]
+    found = answers(panel_on(models, _other_data(overrides)), passes)
+    return [{"row": i + 1, **answer} for i, answer in enumerate(found)]
 
 
-def _open(model: Model, overrides: Mapping[str, Any]) -> Data:
+def held_out(models: Sequence[Model]) -> list[Prediction]:
+    """One answer per row that was held out, by the models that never saw it: {"row", "target", "class", ...}.
+
+    Rows are counted from 1 as they stand in the source; of folds they are all of its rows, each with its `fold`.
+    """
+    found: list[Prediction] = []
+    for panel in panels_of(models):
+        places = panel.data[0].rows
+        assert places is not None, "text has no rows"
+        folds = panel.models[0].recipe.data.split
+        fold = {"fold": folds.fold} if folds.folds else {}
+        columns = zip(places[panel.split].tolist(), _targets(panel), answers(panel), strict=True)
+        found += [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
+    return sorted(found, key=lambda answer: answer["row"])
+
+
+@torch.inference_mode()
+def answers(panel: Panel, passes: MonteCarlo = PLAIN) -> list[Prediction]:
+    """What the models of a panel say about each of its rows, see `predict`."""
+    device = choose_device("auto")
+    panel.to(device)
+    means = [panel.ask(batches, start, passes) for start, batches in panel.batches(device)]
+    # the rows that fill up the last batch stand at its end
+    outputs = torch.cat([mean.outputs for mean in means]).float().cpu()[: panel.examples]
+    spread = torch.cat([mean.spread for mean in means]).cpu()[: panel.examples]
+    spec = panel.models[0].spec
+    columns: dict[str, list[Any]]
+    if spec.target == "real":
+        columns = {"value": panel.reference.to_units(outputs)[:, 0].tolist()}
+        doubt = {"std": (spread.sqrt()[:, 0] * panel.data[0].unit).tolist()}
+    else:
+        probability, label = outputs.softmax(dim=1).max(dim=1)
+        columns = {"class": [_class(spec, i) for i in label.tolist()], "probability": probability.tolist()}
+        entropies = entropy(outputs.log_softmax(1))
+        doubt = {"entropy": entropies.tolist(), "mutual_information": (entropies - spread).clamp(min=0).tolist()}
+    if len(panel.models) > 1 or passes.samples:
+        columns |= doubt
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _targets(panel: Panel) -> list[Any]:
+    """The true class or value of each row, as `answers` writes them."""
+    found = torch.cat([batches[0]["targets"] for _, batches in panel.batches(torch.device("cpu"))])[: panel.examples]
+    if panel.models[0].spec.target == "real":
+        return list(panel.reference.to_units(panel.in_common(0, found))[:, 0].tolist())
+    return [_class(panel.models[0].spec, i) for i in found.tolist()]
+
+
+def _class(spec: Spec, index: int) -> str:
+    return spec.classes[index] if spec.classes else str(index)
+
+
+def as_text(found: Sequence[Prediction], suffix: str) -> str:
+    """Predictions as the content of a file: one JSON object a line for `.jsonl`, else csv."""
+    if suffix == ".jsonl":
+        return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(found[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(found)
+    return text.getvalue()
+
+
+def read_passes(overrides: dict[str, Any]) -> MonteCarlo:
+    """Takes `samples` and `seed` out of the words of a command."""
+    return parse(MonteCarlo, {name: overrides.pop(name) for name in ("samples", "seed") if name in overrides})
+
+
+def _other_data(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The overrides, if they name other data and nothing else."""
     for key in overrides:
         if not key.startswith("data."):
             raise ConfigError(f"{key}: a trained model takes other data only; write data.path=FILE")
@@ -82,19 +165,4 @@ def _open(model: Model, overrides: Mapping[str, Any]) -> Data:
             raise ConfigError(f"{key}: is fixed by the model's training; train again with it")
         if "data.path" not in overrides:
             raise ConfigError(f"{key}: goes with other data than the model was trained on; write data.path=FILE too")
-    if not overrides:
-        recipe = model.recipe
-        return load(recipe.data, recipe.goal.target, recipe.seed, Trained(model.preprocess, model.fingerprint))
-    return open_with(model.preprocess, override(model.recipe, overrides).data)
-
-
-def _with_targets(batches: Any, source: str) -> Any:
-    for batch in batches:
-        if "targets" not in batch:
-            raise DataError(f"{source}: holds no targets to compare with; `hanse predict` needs none")
-        yield batch
-
-
-def _runtime() -> Runtime:
-    device = choose_device("auto")
-    return LOCAL if device.type == "cpu" else Runtime(device)
+    return overrides

@@ -15,6 +15,7 @@ from core.errors import ConfigError, DataError, ResourceError
 from core.execute import Summary, execute
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
+from core.storage import artifact
 from core.storage.store import Run, RunDirectory, find_run, is_run, read_run, runs_root
 from hanse.console import Console, JsonConsole
 from hanse.interrupt import interruptible
@@ -64,6 +65,7 @@ def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
     """Trains to the end, or until it is interrupted: then the summary's `ended` is `stopped`."""
     if run.init:
         run = dataclasses.replace(run, init=str(find_model(run.init)))
+        artifact.require_single(str(run.init))
     if run.workers == 0:
         choose_device(run.device)  # before anything is written
     directory, run = _open(run)

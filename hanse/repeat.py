@@ -10,7 +10,7 @@ from core.data import load
 from core.ensemble.repeat import MemberSpec, Repeat, members
 from core.ensemble.spread import spread_of
 from core.ensemble.train import Share, summaries, train_members, train_share
-from core.errors import WorkerError
+from core.errors import ConfigError, WorkerError
 from core.execute import Summary, note_data, require_same_data
 from core.pool import WorkerPool
 from core.recipe import TrainRun
@@ -21,6 +21,7 @@ from core.storage.store import RunDirectory
 from hanse import inference
 from hanse.crowd import Crowd
 
+PREDICTIONS = "predictions.csv"  # of every row that was held out, by the members that never saw it
 POLL_S = 0.25  # how often new records of the workers are looked for
 
 
@@ -41,6 +42,8 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     data = load(recipe.data, recipe.goal.target, recipe.seed)  # before workers start: what is wrong is said at once
     require_same_data(directory, data, recipe.data.path)
     note_data(directory, data, recipe.data.path)
+    if not repeat.folds and not (data.sizes["test"] or data.sizes["validation"]):
+        raise ConfigError("data.split: nothing is held out to judge the members by; raise data.split.test")
     specs = members(recipe, repeat)
     there = summaries(directory)
     left = [spec for spec in specs if spec.name not in there]
@@ -131,7 +134,10 @@ def conclude(repeat: Repeat, directory: RunDirectory, ended: Sequence[Summary]) 
     if not good:
         raise WorkerError(f"repeat: all {len(ended)} members failed; {ended[0]['member']}: {ended[0]['error']}")
     artifact.save_ensemble(directory.model, [summary["member"] for summary in good])
-    found = inference.evaluate(artifact.load_all(directory.model))
+    models = artifact.load_all(directory.model)
+    found = inference.evaluate(models)
+    if models[0].spec.target != "token":
+        directory.replace(PREDICTIONS, inference.as_text(inference.held_out(models), ".csv"))
     spread = spread_of([summary["metrics"] for summary in good], repeat.folds)
     ensemble: dict[str, Any] = {
         "split": found.split,

@@ -1,33 +1,32 @@
 """`report.html` of a run: one self-contained file that is good to read in light and dark, on a screen and on paper.
 
 Made from the run directory alone, at any time: a run that failed, is still going on, or has not begun has one too.
-Curves and matrix are inline SVG (`report_charts.py`), the look is `report.css`; there is no script. No torch.
+Drawings are inline SVG (`report_charts.py`, `report_calibration.py`), many members of one run are `report_ensemble.py`,
+the look is `report.css`; there is no script. No torch.
 """
 
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from core.ensemble.spread import Point, band
 from core.errors import DataError, ResourceError
 from core.storage.atomic import replace_text
 from core.storage.store import Record, Run, read_run
-from hanse.format import duration, number, percent, size
-from hanse.report_charts import SMALL, Series, escape, heat_map, line_chart
+from hanse import report_ensemble
+from hanse.format import duration, number
+from hanse.report_calibration import calibration
+from hanse.report_charts import SMALL, Points, Series, escape, heat_map, line_chart
+from hanse.report_words import document, is_number, mapping, named, plain, rough, table, tile, written
 
 SPLITS = ("train", "validation", "test")
-# Metrics that head a report, the first that a run has; and how they are written out
+# Metrics that head a report, the first that a run has
 HEADLINES = ("accuracy", "perplexity", "r2", "loss")
-NAMES = {
-    "r2": "R²", "mae": "mean absolute error", "rmse": "root mean squared error", "roc_auc": "ROC AUC",
-    "lr": "learning rate", "grad_norm": "gradient norm", "examples_per_s": "examples per second",
-    "tokens_per_s": "tokens per second", "memory_bytes": "memory", "mfu": "model FLOPs utilization",
-}  # fmt: skip
-SHARES = ("accuracy", "balanced_accuracy", "token_accuracy", "mfu")  # shown in percent
 # Small charts, each the first of its names that the run has
 CHARTS = (
     ("accuracy", "perplexity", "r2"),
@@ -41,11 +40,13 @@ FROM_ZERO = ("tokens_per_s", "examples_per_s", "mfu", "memory_bytes")  # where a
 ALARMS = ("failed", "rejected", "killed", "warning")
 MAX_ROWS = 200  # of a table; the files hold the rest
 MAX_CLASSES = 40  # drawn as a matrix
+MAX_LINES = 12  # members whose curves are drawn one by one, beside their mean
 
 
 @dataclass(frozen=True)
 class _Page:
-    """What a report is made from; `problems` are the files that could not be read."""
+    """What a report is made from; `problems` are the files that could not be read. bands: the curves of a run with many
+    members, by split and metric."""
 
     run: Run
     config: str
@@ -53,15 +54,36 @@ class _Page:
     events: list[Record]
     summary: Record
     problems: list[str]
+    bands: Mapping[tuple[str, str], list[Point]] = field(default_factory=dict)
 
     def series(self, name: str, split: str, smooth: bool = False) -> Series:
-        """One metric of one split over steps; a value that is not a number is NaN. The last record of a step counts."""
-        points = {}
+        """One metric of one split over steps, the mean where there are members; a value that is not a number is NaN."""
+        if points := self.bands.get((split, name)):
+            seen = [r[name] for r in self.metrics if r.get("split") == split and is_number(r.get(name))]
+            low, high = min(seen), max(seen)  # no member was beyond: an accuracy of 1.01 would be nonsense
+            edges = tuple((max(low, p.mean - p.std), min(high, p.mean + p.std)) for p in points)
+            return Series(split, [(float(p.step), p.mean) for p in points], smooth, edges)
+        return Series(split, self._points(name, split, self.metrics), smooth)
+
+    def lines(self, name: str, split: str) -> tuple[Points, ...]:
+        """The curve of each member, where they are few."""
+        by_member: dict[str, list[Record]] = {}
         for record in self.metrics:
-            if record.get("split") == split and name in record and _is_number(record.get("step")):
+            if isinstance(record.get("member"), str):
+                by_member.setdefault(record["member"], []).append(record)
+        if len(by_member) > MAX_LINES or (split, name) not in self.bands:
+            return ()
+        return tuple(self._points(name, split, records) for records in by_member.values())
+
+    @staticmethod
+    def _points(name: str, split: str, records: Sequence[Record]) -> Points:
+        """In order of step; the last record of a step counts."""
+        points = {}
+        for record in records:
+            if record.get("split") == split and name in record and is_number(record.get("step")):
                 value = record[name]
-                points[float(record["step"])] = float(value) if _is_number(value) else math.nan
-        return Series(split, sorted(points.items()), smooth)
+                points[float(record["step"])] = float(value) if is_number(value) else math.nan
+        return sorted(points.items())
 
     def last(self, name: str, split: str) -> float | None:
         """The newest value of a metric that is a number."""
@@ -74,8 +96,30 @@ def write_report(run_dir: Path) -> Path:
 
     Raises DataError if the directory holds no readable run, ResourceError if the file cannot be written.
     """
-    path = Path(run_dir) / "report.html"
-    text = render(read_run(Path(run_dir)))
+    return _write(Path(run_dir) / "report.html", render(read_run(Path(run_dir))))
+
+
+def write_evaluation(path: Path, title: str, summary: Mapping[str, Any]) -> Path:
+    """Writes one page of what `hanse evaluate` found: the fields of `hanse.inference.Evaluation`, and `model`.
+
+    Raises ResourceError if the file cannot be written.
+    """
+    scores, members = mapping(summary.get("metrics")), mapping(summary.get("members"))
+    split, voices = str(summary["split"]), summary["voices"]
+    if members:
+        summary = {**summary, "ensemble": {"metrics": scores, "members": len(members)}}
+    name = next((name for name in HEADLINES if is_number(scores.get(name))), None)
+    tiles = [] if name is None else report_ensemble.headline(summary, name) or _score_tiles(scores, name, split)
+    tiles += [tile("examples", number(summary["examples"]))] + ([tile("voices", number(voices))] if voices > 1 else [])
+    head = (
+        f'<header><h1>{escape(title)}</h1><p class="about">{escape(summary["model"])} · {escape(summary["source"])}</p>'
+        f'<dl class="tiles">{"".join(tiles)}</dl></header>'
+    )
+    sure = calibration(mapping(summary.get("uncertainty")), f"on {split}")
+    return _write(path, document(title, [head, sure, _classes(summary), _scores(summary), "<footer>Hanse</footer>"]))
+
+
+def _write(path: Path, text: str) -> Path:
     try:
         replace_text(path, text)
     except OSError as error:
@@ -94,16 +138,17 @@ def render(run: Run) -> str:
             problems.append(str(error).replace(f"{run.path}/", ""))
             return otherwise
 
-    page = _Page(run, run.config(), read(run.metrics, []), read(run.events, []), read(run.summary, {}), problems)
-    sections = [_header, _curves, _classes, _samples, _scores, _events, _origin, _numbers]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.id)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, (section(page) for section in sections)))
-        + f"\n{_footer(page)}\n</main>\n</body>\n</html>\n"
-    )
+    metrics, events, summary = read(run.metrics, []), read(run.events, []), read(run.summary, {})
+    page = _Page(run, run.config(), metrics, events, summary, problems, band(_ended_together(metrics)))
+    results = [_classes(summary), _certainty(summary), _samples(page), _scores(summary), _members(summary)]
+    history = [_events(page), _origin(page), _numbers(page), _footer(page)]
+    return document(run.id, [_header(page), _curves(page), *results, *history])
+
+
+def _ended_together(records: Sequence[Record]) -> list[Record]:
+    """Members that stopped early were tested early; their test scores belong to one point all the same."""
+    steps = [r["step"] for r in records if r.get("split") == "test" and is_number(r.get("step"))]
+    return [{**r, "step": max(steps)} if r.get("split") == "test" and steps else r for r in records]
 
 
 # --- head ----------------------------------------------------------------------------------------------------------
@@ -111,12 +156,13 @@ def render(run: Run) -> str:
 
 def _header(page: _Page) -> str:
     record, status = page.run.record, page.run.status
-    data, workers = _mapping(record.get("data")), record.get("workers")
+    data, workers = mapping(record.get("data")), record.get("workers")
     began = _time(record.get("start"))
     about = [
         str(record.get("verb", "")),
         str(data.get("path", "")),
-        f"{workers} workers" if _is_number(workers) and workers else "",
+        report_ensemble.repeat_of(page.summary),
+        f"{workers} workers" if is_number(workers) and workers else "",
         f"seed {record['seed']}" if "seed" in record else "",
         f"{began:%Y-%m-%d %H:%M}" if began else "",
     ]
@@ -131,9 +177,9 @@ def _header(page: _Page) -> str:
 
 def _tiles(page: _Page) -> str:
     summary, tiles = page.summary, []
-    scores = _mapping(summary.get("metrics"))
+    scores = mapping(summary.get("metrics"))
     split = str(summary.get("split", "test"))
-    name = next((name for name in HEADLINES if _is_number(scores.get(name))), None)
+    name = next((name for name in HEADLINES if is_number(scores.get(name))), None)
     if name is None:  # not at its end: what is known so far
         split = next(
             (s for s in ("validation", "train") if any(page.last(n, s) is not None for n in HEADLINES)), "train"
@@ -141,44 +187,43 @@ def _tiles(page: _Page) -> str:
         scores = {n: page.last(n, split) for n in HEADLINES}
         name = next((n for n in HEADLINES if scores[n] is not None), None)
     if name is not None:
-        tiles.append(_tile(f"{split} {_named(name)}", _value(name, scores[name]), lead=split))
-        if name != "loss" and _is_number(scores.get("loss")):
-            tiles.append(_tile(f"{split} loss", _value("loss", scores["loss"])))
-    best = _mapping(summary.get("best"))
-    if _is_number(best.get("value")):
+        tiles += report_ensemble.headline(summary, name) or _score_tiles(scores, name, split)
+    best = mapping(summary.get("best"))
+    if is_number(best.get("value")):
         metric = str(best.get("metric", "loss"))
-        note = f"at step {number(best['step'])}" if _is_number(best.get("step")) else ""
-        tiles.append(_tile(f"best {_named(metric)}", _value(metric, best["value"]), note))
+        note = f"at step {number(best['step'])}" if is_number(best.get("step")) else ""
+        tiles.append(tile(f"best {named(metric)}", written(metric, best["value"]), note))
     tiles += _effort(page)
     return (
         f'<dl class="tiles">{"".join(tiles)}</dl>' if tiles else '<p class="empty">Nothing has been measured yet.</p>'
     )
 
 
-def _effort(page: _Page) -> list[str]:
-    """What it took: steps, time, parameters, speed."""
-    tiles = []
-    steps = page.summary.get("steps", max((r["step"] for r in page.metrics if _is_number(r.get("step"))), default=None))
-    planned = next((r["steps"] for r in reversed(page.metrics) if _is_number(r.get("steps"))), None)
-    if _is_number(steps):
-        tiles.append(_tile("steps", number(steps), f"of {number(planned)}" if planned and planned > steps else ""))
-    began, ended = _time(page.run.record.get("start")), _time(page.run.record.get("end"))
-    wall = page.summary.get("wall_s", (ended - began).total_seconds() if began and ended else None)
-    if _is_number(wall):
-        tiles.append(_tile("time", f"{wall:.1f} <small>s</small>" if wall < 60 else duration(wall)))
-    if _is_number(parameters := page.summary.get("parameters")):
-        tiles.append(_tile("parameters", _rough(parameters)))
-    for name in ("tokens_per_s", "examples_per_s"):
-        if speeds := [value for _, value in page.series(name, "train").finite]:
-            tiles.append(_tile("median speed", _rough(statistics.median(speeds)), f"{name.removesuffix('_per_s')}/s"))
-            break
+def _score_tiles(scores: Mapping[str, Any], name: str, split: str) -> list[str]:
+    tiles = [tile(f"{split} {named(name)}", written(name, scores[name]), lead=split)]
+    if name != "loss" and is_number(scores.get("loss")):
+        tiles.append(tile(f"{split} loss", written("loss", scores["loss"])))
     return tiles
 
 
-def _tile(label: str, value: str, note: str = "", lead: str = "") -> str:
-    kind = f"tile lead {escape(lead)}" if lead else "tile"
-    below = f"<p>{escape(note)}</p>" if note else ""
-    return f'<div class="{kind}"><dt>{escape(label)}</dt><dd>{value}</dd>{below}</div>'
+def _effort(page: _Page) -> list[str]:
+    """What it took: steps, time, parameters, speed."""
+    tiles = []
+    steps = page.summary.get("steps", max((r["step"] for r in page.metrics if is_number(r.get("step"))), default=None))
+    planned = next((r["steps"] for r in reversed(page.metrics) if is_number(r.get("steps"))), None)
+    if is_number(steps):
+        tiles.append(tile("steps", number(steps), f"of {number(planned)}" if planned and planned > steps else ""))
+    began, ended = _time(page.run.record.get("start")), _time(page.run.record.get("end"))
+    wall = page.summary.get("wall_s", (ended - began).total_seconds() if began and ended else None)
+    if is_number(wall):
+        tiles.append(tile("time", f"{wall:.1f} <small>s</small>" if wall < 60 else duration(wall)))
+    if is_number(parameters := page.summary.get("parameters")):
+        tiles.append(tile("parameters", rough(parameters)))
+    for name in ("tokens_per_s", "examples_per_s"):
+        if speeds := [value for _, value in page.series(name, "train").finite]:
+            tiles.append(tile("median speed", rough(statistics.median(speeds)), f"{name.removesuffix('_per_s')}/s"))
+            break
+    return tiles
 
 
 # --- curves --------------------------------------------------------------------------------------------------------
@@ -188,8 +233,10 @@ def _curves(page: _Page) -> str:
     losses = [page.series("loss", split, smooth=split == "train") for split in SPLITS]
     if not any(s.points for s in losses):
         return ""
-    chart = line_chart("Loss", losses, marks=_marks(page), gap=True)
-    caption = f"<figcaption>Loss{_gap_note(losses)}</figcaption>"
+    losses = [replace(s, members=page.lines("loss", s.split)) for s in losses]
+    chart = line_chart("Loss", losses, marks=_marks(page), gap=not page.bands)
+    note = _band_note(page) if page.bands else _gap_note(losses)
+    caption = f"<figcaption>Loss{note}</figcaption>"
     parts = [f'<h2>Learning curves</h2>\n<figure class="scroll wide">{caption}{chart}</figure>']
     small = []
     for names in CHARTS:
@@ -204,7 +251,7 @@ def _curves(page: _Page) -> str:
 
 
 def _small_chart(name: str, series: list[Series]) -> str:
-    title, unit = _named(name), ""
+    title, unit = named(name), ""
     if name == "memory_bytes":
         series, unit = [Series(s.split, [(x, y / 1e9) for x, y in s.points]) for s in series], "GB"
     title = title[:1].upper() + title[1:]
@@ -216,13 +263,19 @@ def _small_chart(name: str, series: list[Series]) -> str:
 
 def _marks(page: _Page) -> list[tuple[float, str]]:
     """Steps worth a line in the chart: the best one, and where the run was taken up again."""
-    best = _mapping(page.summary.get("best")).get("step")
-    marks = [(float(best), f"best, step {number(best)}")] if _is_number(best) and best else []
+    best = mapping(page.summary.get("best")).get("step")
+    marks = [(float(best), f"best, step {number(best)}")] if is_number(best) and best else []
     for event in page.events:
         step = event.get("step")
-        if event.get("event") in ("started", "resumed") and _is_number(step) and step:
+        if event.get("event") in ("started", "resumed") and is_number(step) and step:
             marks.append((float(step), "resumed"))
     return list(dict.fromkeys(marks))[-6:]
+
+
+def _band_note(page: _Page) -> str:
+    count = max(point.members for points in page.bands.values() for point in points)
+    thin = "; thin: each of them" if count <= MAX_LINES else ""
+    return f"<span>mean of {count} members; shaded: ± 1 standard deviation{thin}</span>"
 
 
 def _gap_note(losses: Sequence[Series]) -> str:
@@ -238,16 +291,16 @@ def _gap_note(losses: Sequence[Series]) -> str:
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def _classes(page: _Page) -> str:
+def _classes(summary: Mapping[str, Any]) -> str:
     """Confusion matrix and scores by class."""
-    details = _mapping(page.summary.get("details"))
+    details = mapping(summary.get("details"))
     matrix = details.get("confusion")
     if not _is_matrix(matrix):
         return ""
     classes = [str(name) for name in details.get("classes") or range(len(matrix))]
     if len(classes) != len(matrix):
         classes = [str(i) for i in range(len(matrix))]
-    split = escape(page.summary.get("split", "test"))
+    split = escape(summary.get("split", "test"))
     left = "" if len(matrix) > MAX_CLASSES else heat_map(matrix, classes)
     return (
         f'<h2>Classes <span class="about">on {split}</span></h2>\n<div class="two">'
@@ -284,6 +337,19 @@ def _class_table(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> s
     return f'<table class="classes">{head}<tbody>{body}</tbody></table>{note}'
 
 
+def _certainty(summary: Mapping[str, Any]) -> str:
+    """How sure the members of an ensemble are together."""
+    ensemble = mapping(summary.get("ensemble"))
+    examples = f"{number(ensemble['examples'])} examples" if isinstance(ensemble.get("examples"), int) else ""
+    split = f"the ensemble, on {ensemble.get('split', 'test')}"
+    return calibration(mapping(ensemble.get("uncertainty")), ", ".join(filter(None, (split, examples))))
+
+
+def _members(summary: Mapping[str, Any]) -> str:
+    scores = mapping(summary.get("metrics"))
+    return report_ensemble.members(summary, next((name for name in HEADLINES if name in scores), "loss"))
+
+
 def _samples(page: _Page) -> str:
     samples = [s for s in page.summary.get("samples") or [] if isinstance(s, dict)]
     if not samples:
@@ -294,15 +360,17 @@ def _samples(page: _Page) -> str:
     return f'<h2>Samples <span class="about">the prompt in color</span></h2>\n<div class="card">{texts}</div>'
 
 
-def _scores(page: _Page) -> str:
+def _scores(summary: Mapping[str, Any]) -> str:
     """All metrics of the final evaluation, and the errors' size for real values."""
-    scores = _mapping(page.summary.get("metrics"))
+    if mapping(summary.get("spread")):
+        return report_ensemble.scores(summary)
+    scores = mapping(summary.get("metrics"))
     if not scores:
         return ""
-    split = escape(page.summary.get("split", "test"))
-    rows = [(_named(name), _value(name, value)) for name, value in scores.items()]
+    split = escape(summary.get("split", "test"))
+    rows = [(named(name), written(name, value)) for name, value in scores.items()]
     half = (len(rows) + 1) // 2
-    tables = [_table(part, numeric=True) for part in (rows[:half], rows[half:]) if part]
+    tables = [table(part, numeric=True) for part in (rows[:half], rows[half:]) if part]
     cards = "".join(f'<div class="card">{table}</div>' for table in tables)
     return f'<h2>Scores <span class="about">on {split}</span></h2>\n<div class="two">{cards}</div>'
 
@@ -318,8 +386,8 @@ def _events(page: _Page) -> str:
         name = str(event.get("event", ""))
         tone = "failed" if "failed" in name else "warned" if any(alarm in name for alarm in ALARMS) else ""
         at = event.get("time")
-        clock = datetime.fromtimestamp(at).strftime("%H:%M:%S") if _is_number(at) else ""
-        rest = ", ".join(f"{_named(k)} {_plain(v)}" for k, v in event.items() if k not in ("event", "time"))
+        clock = datetime.fromtimestamp(at).strftime("%H:%M:%S") if is_number(at) else ""
+        rest = ", ".join(f"{named(k)} {plain(v)}" for k, v in event.items() if k not in ("event", "time"))
         rows.append(
             f'<tr><th>{clock}</th><td class="{tone}">{escape(name.replace("_", " "))}</td><td>{escape(rest)}</td></tr>'
         )
@@ -338,11 +406,11 @@ def _origin(page: _Page) -> str:
             continue
         if key == "command" and isinstance(value, list):
             value = " ".join(map(str, value))
-        rows += [(f"{_named(key)} {k}", _plain(v)) for k, v in value.items()] if isinstance(value, dict) else []
-        rows += [] if isinstance(value, dict) else [(_named(key), _plain(value))]
+        rows += [(f"{named(key)} {k}", plain(v)) for k, v in value.items()] if isinstance(value, dict) else []
+        rows += [] if isinstance(value, dict) else [(named(key), plain(value))]
     config = re.sub(r"(?m)^([ \-]*)([\w.]+):", r"\1<b>\2</b>:", escape(page.config))
     left = f'<figure><figcaption>Config</figcaption><pre tabindex="0">{config}</pre></figure>' if config else ""
-    right = f"<figure><figcaption>Environment</figcaption>{_table([(k, escape(v)) for k, v in rows])}</figure>"
+    right = f"<figure><figcaption>Environment</figcaption>{table([(k, escape(v)) for k, v in rows])}</figure>"
     return f'<h2>How it was made</h2>\n<div class="two">{left}{right}</div>'
 
 
@@ -350,18 +418,19 @@ def _numbers(page: _Page) -> str:
     """The curves as tables, for those who cannot see them or want the digits."""
     parts = []
     for split in SPLITS:
-        records = [r for r in page.metrics if r.get("split") == split]
+        records = _means(page, split) or [r for r in page.metrics if r.get("split") == split]
         names = [
             n for n in dict.fromkeys(n for r in records for n in r) if n not in ("split", "steps", "time", "eta_s")
         ]
-        names = [n for n in names if any(_is_number(r.get(n)) for r in records)]
+        names = [n for n in names if any(is_number(r.get(n)) for r in records)]
         if not records or not names:
             continue
         every = math.ceil(len(records) / MAX_ROWS)
         shown = records[::-every][::-1]
-        head = "".join(f'<th class="n" scope="col">{escape(_named(n))}</th>' for n in names)
-        body = "".join(f"<tr>{''.join(f'<td class=n>{_value(n, r.get(n))}</td>' for n in names)}</tr>" for r in shown)
-        title = f"{len(records)} {split} records" + (f", every {every}th" if every > 1 else "")
+        head = "".join(f'<th class="n" scope="col">{escape(named(n))}</th>' for n in names)
+        body = "".join(f"<tr>{''.join(f'<td class=n>{written(n, r.get(n))}</td>' for n in names)}</tr>" for r in shown)
+        kind = "means over members" if page.bands else "records"
+        title = f"{len(records)} {split} {kind}" + (f", every {every}th" if every > 1 else "")
         parts.append(
             f"<details><summary>{escape(title)} as a table</summary>"
             f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
@@ -370,68 +439,27 @@ def _numbers(page: _Page) -> str:
     return "\n".join(parts)
 
 
+def _means(page: _Page, split: str) -> list[Record]:
+    """Of a run with members: one record per step, each metric's mean and standard deviation."""
+    records: dict[int, Record] = {}
+    for (of, name), points in page.bands.items():
+        for point in points if of == split else ():
+            records.setdefault(point.step, {"step": point.step}).update({name: point.mean, f"{name} std": point.std})
+    return [records[step] for step in sorted(records)]
+
+
 def _footer(page: _Page) -> str:
-    digest = _mapping(page.run.record.get("data")).get("sha256")
+    digest = mapping(page.run.record.get("data")).get("sha256")
     weights = page.summary.get("weights_sha256")
     facts = [f"data {digest}" if digest else "", f"weights {weights}" if weights else ""]
     return f"<footer>{escape(' · '.join(filter(None, ['Hanse', *facts])))}</footer>"
-
-
-# --- words ---------------------------------------------------------------------------------------------------------
-
-
-def _table(rows: Iterable[tuple[str, str]], numeric: bool = False) -> str:
-    """Two columns; the second is HTML already."""
-    kind = ' class="n"' if numeric else ""
-    return f"<table>{''.join(f'<tr><th>{escape(k)}</th><td{kind}>{v}</td></tr>' for k, v in rows)}</table>"
-
-
-def _named(key: str) -> str:
-    return NAMES.get(key, key.replace("_", " "))
-
-
-def _value(name: str, value: object) -> str:
-    """A metric's value as it is written; a dash where it is not a number."""
-    if not _is_number(value):
-        return "-"
-    if name in SHARES:
-        return percent(value)
-    if name.endswith("_bytes"):
-        return size(value)
-    return number(value)
-
-
-def _rough(value: float) -> str:
-    """Three digits are enough: 62.3 k, 1.24 M."""
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= scale * 10 or (unit != "k" and value >= scale):
-            return f"{value / scale:.3g} <small>{unit}</small>"
-    return number(round(value))
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    if isinstance(value, float):
-        return number(value)
-    return str(value)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _is_matrix(value: object) -> TypeGuard[list[list[float]]]:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(row, list) and len(row) == len(value) and all(map(_is_number, row)) for row in value)
+        and all(isinstance(row, list) and len(row) == len(value) and all(map(is_number, row)) for row in value)
     )
 
 

@@ -26,11 +26,16 @@ def escape(value: object) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: its split names its color. `smooth` draws a moving mean over the faint values."""
+    """One curve: its split names its color. `smooth` draws a moving mean over the faint values.
+
+    Of a curve that is a mean over members, `band` holds (low, high) around each of its points, `members` their curves.
+    """
 
     split: str
     points: Points
     smooth: bool = False
+    band: tuple[tuple[float, float], ...] = ()
+    members: tuple[Points, ...] = ()
 
     @property
     def finite(self) -> Points:
@@ -40,20 +45,33 @@ class Series:
     @property
     def typical(self) -> list[float]:
         """The values that the axis must hold: all, but of many noisy ones not the highest and lowest hundredth."""
-        values = sorted(y for _, y in self.finite)
+        members = [y for points in self.members for _, y in points if math.isfinite(y)]
+        values = sorted([y for _, y in self.finite] + members)
         cut = len(values) // 100 if self.smooth else 0
-        return values[cut : len(values) - cut] + [y for _, y in self.curve]
+        edges = [y for edge in self.edges for _, y in edge]
+        return values[cut : len(values) - cut] + [y for _, y in self.curve] + edges
 
     @property
     def curve(self) -> Points:
         """The line that is labeled: smoothed if the values are many and noisy."""
-        finite = self.finite
-        return _moving_mean(finite, max(5, len(finite) // 20)) if self.is_smoothed else finite
+        return self._smoothed(self.finite)
+
+    @property
+    def edges(self) -> tuple[Points, Points] | tuple[()]:
+        """The lower and the upper edge of the band, as smooth as the line."""
+        if not self.band:
+            return ()
+        assert len(self.band) == len(self.points) == len(self.finite), "a band belongs to points that can be drawn"
+        low, high = ([(x, edge[i]) for (x, _), edge in zip(self.points, self.band, strict=True)] for i in (0, 1))
+        return self._smoothed(low), self._smoothed(high)
 
     @property
     def is_smoothed(self) -> bool:
         """Whether there is a mean to draw beside the values."""
         return self.smooth and len(self.finite) > 20
+
+    def _smoothed(self, points: Points) -> Points:
+        return _moving_mean(points, max(5, len(points) // 20)) if self.is_smoothed else points
 
 
 @dataclass(frozen=True)
@@ -198,9 +216,12 @@ def _marks(marks: Sequence[tuple[float, str]], frame: Frame) -> list[str]:
 
 def _curve(series: Series, x: Scale, y: Scale, frame: Frame) -> str:
     name, finite = f"s-{escape(series.split)}", series.finite
-    parts = []
+    parts = [f'<path class="member {name}" d="{_path(_runs(points), x, y)}"/>' for points in series.members]
+    if edges := series.edges:
+        parts.append(f'<polygon class="band {name}" points="{_outline(*edges, x, y)}"/>')
     if series.is_smoothed:
-        parts.append(f'<path class="raw {name}" d="{_path(_runs(series.points), x, y)}"/>')
+        if not edges:
+            parts.append(f'<path class="raw {name}" d="{_path(_runs(series.points), x, y)}"/>')
         parts.append(f'<path class="curve {name}" d="{_path([_thinned(series.curve)], x, y)}"/>')
     elif len(finite) > 1:
         parts.append(f'<path class="curve {name}" d="{_path(_runs(series.points), x, y)}"/>')
@@ -228,12 +249,16 @@ def _gap(series: Sequence[Series], x: Scale, y: Scale) -> str:
     low, high = max(train[0][0], validation[0][0]), min(train[-1][0], validation[-1][0])
     if low >= high:
         return ""
-    edges = [
+    upper, lower = (
         [(low, _at(curve, low)), *(p for p in curve if low < p[0] < high), (high, _at(curve, high))]
         for curve in (validation, _thinned(train))
-    ]
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in [*edges[0], *reversed(edges[1])])
-    return f'<polygon class="gap" points="{points}"/>'
+    )
+    return f'<polygon class="gap" points="{_outline(upper, lower, x, y)}"/>'
+
+
+def _outline(one: Points, other: Points, x: Scale, y: Scale) -> str:
+    """The corners of the area between two curves."""
+    return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in [*_thinned(one), *reversed(_thinned(other))])
 
 
 def _end_labels(series: Sequence[Series], x: Scale, y: Scale, frame: Frame, with_names: bool) -> str:

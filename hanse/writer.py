@@ -1,12 +1,15 @@
-"""Text from a trained language model: what is written, in pieces, as soon as it can be read."""
+"""Text from a trained language model, or from several together: written in pieces, as soon as they can be read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import ConfigError
+from core.data import Tokenizer
+from core.ensemble.panel import require_alike
+from core.errors import ConfigError, DataError
 from core.generation.generate import Sampling, generate, stream
+from core.generation.mixture import Mixture
 from core.storage import artifact
 from core.storage.artifact import Model
 
@@ -56,33 +59,50 @@ class Writing:
         )
 
 
-def write(model: Model, writing: Writing) -> Iterator[str]:
-    """What follows the prompt, piece by piece. ConfigError if the model writes no text, or too much is asked."""
-    if model.spec.target != "token":
-        raise ConfigError(f"{model.directory}: a model of {model.spec.kind} data writes no text; use `hanse predict`")
-    return cut(decoded(_tokens(model, writing), model.preprocess.tokenizer), writing.stop)
+def write(models: Sequence[Model], writing: Writing) -> Iterator[str]:
+    """What follows the prompt, piece by piece; several models write it together, token by token.
+
+    ConfigError if they write no text, or too much is asked; DataError if their tokenizers differ.
+    """
+    first = models[0]
+    if first.spec.target != "token":
+        raise ConfigError(f"{first.directory}: a model of {first.spec.kind} data writes no text; use `hanse predict`")
+    tokenizer = first.preprocess.tokenizer
+    return cut(decoded(_tokens(_network(models), tokenizer, writing), tokenizer), writing.stop)
 
 
 def continuations(directory: Path) -> list[dict[str, str]]:
-    """A few short samples of a model, for its report; the prompts are cut so that any context has room for them."""
-    model = artifact.load(directory)
-    writings = [Writing(_fitting(prompt, model), temperature=0.8) for prompt in PROMPTS]
-    return [{"prompt": writing.prompt, "text": "".join(write(model, writing))} for writing in writings]
+    """A few short samples of a model or ensemble, for its report; prompts are cut so that any context has room.
+
+    None of an ensemble whose members, trained on folds, have tokenizers of their own and so cannot write together.
+    """
+    models = artifact.load_all(directory)
+    try:
+        require_alike(models)
+    except DataError:
+        return []
+    writings = [Writing(_fitting(prompt, models), temperature=0.8) for prompt in PROMPTS]
+    return [{"prompt": writing.prompt, "text": "".join(write(models, writing))} for writing in writings]
 
 
-def _fitting(prompt: str, model: Model) -> str:
+def _network(models: Sequence[Model]) -> Any:
+    """The `LanguageModel` that the models are together."""
+    require_alike(models)
+    return models[0].task.network if len(models) == 1 else Mixture([model.task.network for model in models])
+
+
+def _fitting(prompt: str, models: Sequence[Model]) -> str:
     """The beginning of a prompt that leaves room for a new token; a single token always does, for it need not stay."""
-    context: Any = model.task.network.context
-    tokenizer = model.preprocess.tokenizer
+    context = _network(models).context
+    tokenizer = models[0].preprocess.tokenizer
     while context is not None and len(tokenizer.encode(prompt)) > max(1, context - 1):
         prompt = prompt[:-1]
     return prompt
 
 
-def _tokens(model: Model, writing: Writing) -> Iterator[int]:
-    tokenizer, network = model.preprocess.tokenizer, model.task.network
+def _tokens(network: Any, tokenizer: Tokenizer, writing: Writing) -> Iterator[int]:
     prompt = tokenizer.encode(writing.prompt) or [tokenizer.end]  # nothing before it: a document begins
-    context: Any = network.context
+    context = network.context
     room = DEFAULT_LENGTH if context is None else min(DEFAULT_LENGTH, max(1, context - len(prompt)))
     length = writing.max_new_tokens or room
     if writing.beams > 1:

@@ -1,10 +1,12 @@
 """A model directory: everything that using a trained model takes, and nothing that executes.
 
-`config.json` (recipe and spec), `model.safetensors`, the preprocessing fitted on the training split, a model card. It
-holds no absolute path: a copied directory still works.
+`config.json` (recipe and spec), `model.safetensors`, the preprocessing fitted on the training split, a model card. An
+ensemble is a directory of them whose own `config.json` names its members. Neither holds an absolute path: a copied
+directory still works.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from core.storage.atomic import replace_text
 from core.task import Task
 
 FORMAT = 1
+ENSEMBLE = "hanse-ensemble"  # the model_type of a directory of models
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,25 @@ def save(
     replace_text(directory / "README.md", _card(recipe, spec, sum(t.numel() for t in tensors.values())))
 
 
-def load(directory: str | Path) -> Model:
-    """Raises DataError if the directory is missing, incomplete, damaged or not one of ours."""
+def save_ensemble(directory: Path, names: Sequence[str]) -> None:
+    """Makes one ensemble of the models in the subdirectories `names`: until this is done there is none."""
+    assert names and all((directory / name / "config.json").is_file() for name in names), "members are saved first"
+    config = {"format": FORMAT, "model_type": ENSEMBLE, "members": list(names)}
+    replace_text(directory / "README.md", _ensemble_card(names))
+    replace_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def load_all(directory: str | Path) -> tuple[Model, ...]:
+    """The models of an ensemble, in its order; of an ordinary model directory the one. Raises DataError as `load`."""
     path = Path(directory)
-    config = _read_config(path)
+    names = _members(path, _read_config(path))
+    return tuple(load(path / name) for name in names) if names else (load(path),)
+
+
+def load(directory: str | Path) -> Model:
+    """Raises DataError if the directory is missing, incomplete, damaged, an ensemble or not one of ours."""
+    path = Path(directory)
+    config = _read_one(path)
     if config.get("format") != FORMAT:
         raise DataError(f"{path}/config.json: not a model of this version of Hanse (format {FORMAT})")
     try:
@@ -76,7 +94,7 @@ def load(directory: str | Path) -> Model:
 
 def read_weights(directory: str | Path) -> dict[str, Tensor]:
     """The network's tensors in a model directory: one of ours, or a Llama or GPT-2 as Hugging Face lays it out."""
-    if _read_config(Path(directory)).get("format") is None:
+    if _read_one(Path(directory)).get("format") is None:
         return from_hugging_face(directory)[2]
     file = Path(directory) / "model.safetensors"
     try:
@@ -97,6 +115,43 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{path}/config.json: is not a JSON object")
     return config
+
+
+def require_single(directory: str | Path) -> None:
+    """Raises DataError if this is an ensemble, or no model directory at all."""
+    _read_one(Path(directory))
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    """The config of what must be a single model."""
+    config = _read_config(path)
+    if names := _members(path, config):
+        raise DataError(f"{path}: is an ensemble of {len(names)} models; name one of them, such as {path / names[0]}")
+    return config
+
+
+def _members(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """The subdirectories of an ensemble; none for a single model."""
+    if config.get("model_type") != ENSEMBLE:
+        return ()
+    names = config.get("members")
+    found = tuple(names) if isinstance(names, list) and all(map(_is_plain, names)) else ()
+    if not found or len(set(found)) < len(found):
+        raise DataError(f"{path}/config.json: members must name different subdirectories, got {names!r}")
+    return found
+
+
+def _is_plain(name: object) -> bool:
+    """Whether it names something in a directory: a path could lead out of it."""
+    return isinstance(name, str) and name not in ("", "..") and name == Path(name).name
+
+
+def _ensemble_card(names: Sequence[str]) -> str:
+    return (
+        "---\nlibrary_name: hanse\ntags: [ensemble]\n---\n\n"
+        f"# An ensemble of {len(names)} models\n\nTheir predictions are averaged. Each member is a model of its own: "
+        f"`{'`, `'.join(names)}`.\n\n    hanse evaluate PATH\n    hanse evaluate PATH/{names[0]}\n"
+    )
 
 
 def _card(recipe: Recipe, spec: Spec, parameters: int) -> str:

@@ -1,38 +1,88 @@
-"""`hanse evaluate MODEL [data.path=FILE]`: how good a model is on data it has not seen."""
+"""`hanse evaluate MODEL [data.path=FILE] [samples=N] [out=FILE.html]`: how good a model is on data it has not seen."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from core.config import read_overrides
+from core.errors import ConfigError
 from hanse.commands.train import headline
 from hanse.console import Console, JsonConsole
-from hanse.format import number
-from hanse.inference import evaluate, load_model
+from hanse.inference import Evaluation, evaluate, load_models, read_passes
+from hanse.launch import find_model
+from hanse.report import write_evaluation
+from hanse.report_calibration import NAMES
 
 LARGEST = 12  # classes of a confusion matrix that still fits a terminal
 
 
 def run(reference: str, words: Sequence[str], console: Console) -> int:
-    """The metrics, and for a classifier which class is taken for which."""
+    """The metrics, how sure the predictions are, and for a classifier which class is taken for which."""
     overrides = read_overrides(words)
-    model = load_model(reference)
-    found = evaluate(model, overrides)
-    console.header(f"hanse evaluate  {model.recipe.name}", {"model": str(model.directory), "data": found.source})
-    console.rows("metric", [{"metric": name, "value": number(value)} for name, value in found.metrics.items()])
+    page, passes = _page(overrides.pop("out", None)), read_passes(overrides)
+    directory, models = find_model(reference), load_models(reference)
+    found = evaluate(models, overrides, passes)
+    summary = asdict(found)
+    if page is not None:
+        write_evaluation(page, models[0].recipe.name, {**summary, "model": str(directory)})
+    fields: dict[str, object] = {"model": str(directory), "data": found.source}
+    if said := _voices(len(models), passes.samples):
+        fields["voices"] = said
+    console.header(f"hanse evaluate  {models[0].recipe.name}", fields)
+    console.rows("metric", [_metric(name, value, found) for name, value in found.metrics.items()])
     classes, matrix = found.details.get("classes", ()), found.details.get("confusion", [])
     if 0 < len(matrix) <= LARGEST:
         names = [str(name) for name in classes or range(len(matrix))]
         console.rows("confusion", [_line(name, names, row) for name, row in zip(names, matrix, strict=True)])
-    summary: dict[str, Any] = {"split": found.split, "examples": found.examples, "metrics": found.metrics}
+    sure = [(name, found.uncertainty[key]) for key, name in NAMES.items() if key in found.uncertainty]
+    console.rows("uncertainty", [{"uncertainty": name, "value": value} for name, value in sure])
+    if page is not None:
+        console.say(f"report  {page}")
     if isinstance(console, JsonConsole):
-        console.end(model.directory, {**summary, "details": found.details})
+        console.end(directory, summary)
         return 0
-    more = 'generate {} prompt="The "' if model.spec.target == "token" else "predict {} data.path=FILE out=answers.csv"
-    shown = {found.split: headline(summary), "examples": found.examples}
-    console.end(model.directory, shown, [f"hanse {more.format(reference)}"])
+    is_text = models[0].spec.target == "token"
+    more = f'generate {reference} prompt="The "' if is_text else f"predict {reference} data.path=FILE out=answers.csv"
+    console.end(directory, {found.split: headline(summary), "examples": found.examples}, [f"hanse {more}"])
     return 0
+
+
+def _page(out: object) -> Path | None:
+    """Where the page goes; refused before anything is computed."""
+    if out is None:
+        return None
+    path = Path(os.path.expanduser(str(out)))
+    if path.suffix != ".html":
+        raise ConfigError(f"out: should end in .html, got {str(out)!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(
+            f"out: {path} cannot be written: {path.parent} is no directory, or the file is one; make it first"
+        )
+    return path
+
+
+def _voices(models: int, samples: int) -> str:
+    members = f"{models} members" if models > 1 else ""
+    passes = f"{samples} passes with dropout" if samples else ""
+    return " x ".join(filter(None, (members, passes)))
+
+
+def _metric(name: str, value: float, found: Evaluation) -> Mapping[str, Any]:
+    """One metric; of an ensemble beside it how the members do alone."""
+    if not found.members:
+        return {"metric": name, "value": value}
+    alone = found.spread.get(name)
+    return {
+        "metric": name,
+        "ensemble": value,
+        "member_mean": alone.mean if alone else None,
+        "member_std": alone.std if alone else None,
+    }
 
 
 def _line(name: str, names: Sequence[str], row: Sequence[float]) -> Mapping[str, Any]:
     """One true class: how often each class was predicted."""
-    return {"true": name, **{other: f"{count:g}" for other, count in zip(names, row, strict=True)}}
+    counts = (int(count) if count.is_integer() else count for count in row)  # example weights may make parts of one
+    return {"true": name, **dict(zip(names, counts, strict=True))}

@@ -7,7 +7,8 @@ from typing import Any
 from core.config import parse, read_overrides
 from core.errors import ConfigError
 from hanse.console import Console, JsonConsole
-from hanse.inference import load_model
+from hanse.inference import load_models
+from hanse.launch import find_model
 from hanse.writer import Writing, write
 
 TEXTS = ("prompt", "stop")  # taken as they are: a prompt with a colon in it is no YAML
@@ -16,14 +17,14 @@ TEXTS = ("prompt", "stop")  # taken as they are: a prompt with a colon in it is 
 def run(reference: str, words: Sequence[str], console: Console) -> int:
     """Writes prompt and continuation to standard output, and nothing else, so that it can be piped."""
     writing = read_writing(words)
-    model = load_model(reference)
-    pieces = write(model, writing)
+    models = load_models(reference)
+    pieces = write(models, writing)
     if isinstance(console, JsonConsole):
         text = []
         for piece in filter(None, pieces):
             text.append(piece)
             console.event("text", text=piece)
-        console.end(model.directory, {"prompt": writing.prompt, "text": "".join(text)})
+        console.end(find_model(reference), {"prompt": writing.prompt, "text": "".join(text)})
         return 0
     sys.stdout.write(writing.prompt)
     for piece in pieces:

@@ -1,8 +1,5 @@
-"""`hanse predict MODEL data.path=FILE [out=FILE]`: a class with its probability, or a value, for every row."""
+"""`hanse predict MODEL data.path=FILE [out=FILE] [samples=N]`: a class with its probability, or a value, per row."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +8,7 @@ from core.config import read_overrides
 from core.errors import ConfigError, ResourceError
 from core.storage.atomic import replace_text
 from hanse.console import Console, JsonConsole
-from hanse.format import number
-from hanse.inference import Prediction, load_model, predict
+from hanse.inference import as_text, load_models, predict, read_passes
 
 SHOWN = 20  # rows on the screen
 
@@ -28,32 +24,17 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
         raise ConfigError(
             f"out: {file} cannot be written: {file.parent} is no directory, or the file is one; make it first"
         )
-    answers = predict(load_model(reference), overrides)
+    passes = read_passes(overrides)
+    answers = predict(load_models(reference), overrides, passes)
     if file is not None:
         try:
-            replace_text(file, _text(answers, file.suffix))
+            replace_text(file, as_text(answers, file.suffix))
         except OSError as error:
             raise ResourceError(f"out: {file} cannot be written: {error.strerror}; name another place") from error
         console.end(file, {"rows": len(answers)})
         return 0
     shown = answers if isinstance(console, JsonConsole) else answers[:SHOWN]
-    console.rows("prediction", [_readable(answer, console) for answer in shown])
+    console.rows("prediction", shown)
     again = " ".join(["hanse predict", reference, *words, "out=answers.csv"])
     console.end(None, {"rows": len(answers), "shown": len(shown)}, [again])
     return 0
-
-
-def _text(answers: Sequence[Prediction], suffix: str) -> str:
-    if suffix == ".jsonl":
-        return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(answers[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(answers)
-    return text.getvalue()
-
-
-def _readable(answer: Prediction, console: Console) -> dict[str, object]:
-    if isinstance(console, JsonConsole):
-        return answer
-    return {key: number(value) if isinstance(value, float) else value for key, value in answer.items()}

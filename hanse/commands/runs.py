@@ -48,7 +48,11 @@ def show(reference: str, console: Console) -> int:
     console.header(f"run  {run.id}", fields)
     if summary:
         console.rows("metric", [{"split": summary["split"], **{k: number(v) for k, v in summary["metrics"].items()}}])
-    files = [name for name in ("report.html", "config.yaml", "metrics.jsonl", "model") if (run.path / name).exists()]
+    files = [
+        name
+        for name in ("report.html", "config.yaml", "metrics.jsonl", "predictions.csv", "model")
+        if (run.path / name).exists()
+    ]
     if not (run.path / "model" / "config.json").exists():
         files.remove("model")
     console.say(f"files   {'  '.join(files)}")

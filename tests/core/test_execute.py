@@ -112,6 +112,84 @@ def test_a_run_can_start_from_a_hugging_face_directory(tmp_path: Path) -> None:
     assert all(torch.allclose(t, trained[name], atol=1e-6) for name, t in network.state_dict().items())
 
 
+# --- ensembles -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def member(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One trained model directory, to be copied."""
+    folder = tmp_path_factory.mktemp("member")
+    run(folder / "run", train__steps=1)
+    return folder / "run" / "model"
+
+
+@pytest.fixture
+def ensemble(member: Path, tmp_path: Path) -> Path:
+    for name in ("seed-1", "seed-0"):
+        shutil.copytree(member, tmp_path / "model" / name)
+    artifact.save_ensemble(tmp_path / "model", ["seed-1", "seed-0"])
+    return tmp_path / "model"
+
+
+def test_an_ensemble_holds_its_members_in_their_order_and_can_be_moved(ensemble: Path, member: Path) -> None:
+    moved = ensemble.rename(ensemble.parent / "elsewhere")
+    models = artifact.load_all(moved)
+    assert [model.directory for model in models] == [moved / "seed-1", moved / "seed-0"]
+    assert json.loads((moved / "config.json").read_text())["model_type"] == "hanse-ensemble"
+    assert "seed-1" in (moved / "README.md").read_text()
+    assert artifact.load_all(moved / "seed-0")[0].directory == moved / "seed-0"
+    (single,) = artifact.load_all(member)  # an ordinary model is an ensemble of one
+    assert single.directory == member
+
+
+def test_an_ensemble_whose_writing_was_interrupted_is_none(
+    ensemble: Path, member: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ensemble / "config.json").unlink()
+    whole = artifact.replace_text
+
+    def interrupted(path: Path, text: str) -> None:
+        if path.name == "config.json":
+            raise OSError("no space left")
+        whole(path, text)
+
+    monkeypatch.setattr(artifact, "replace_text", interrupted)
+    with pytest.raises(OSError, match="no space left"):
+        artifact.save_ensemble(ensemble, ["seed-0", "seed-1"])
+    assert (ensemble / "README.md").exists()  # the config came last
+    with pytest.raises(DataError, match="it has no config"):
+        artifact.load_all(ensemble)
+
+
+def test_where_one_model_is_needed_an_ensemble_names_a_member(ensemble: Path) -> None:
+    for use in (artifact.load, artifact.read_weights):
+        with pytest.raises(DataError, match=r"is an ensemble of 2 models; name one of them, such as .*seed-1") as error:
+            use(ensemble)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "preprocess.json", ""])
+def test_a_member_that_is_missing_or_damaged_is_named(damage: str, ensemble: Path) -> None:
+    if damage:
+        (ensemble / "seed-0" / damage).write_bytes(b"{")
+    else:
+        shutil.rmtree(ensemble / "seed-0")
+    with pytest.raises(DataError, match=r"model/seed-0") as error:
+        artifact.load_all(ensemble)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("names", [[], None, "seed-0", ["seed-0", 3], ["seed-0", "seed-0"], ["../x"], [".."], [""]])
+def test_members_are_different_subdirectories(names: object, ensemble: Path) -> None:
+    config = json.loads((ensemble / "config.json").read_text())
+    (ensemble / "config.json").write_text(json.dumps({**config, "members": names}))
+    with pytest.raises(DataError, match="members must name different subdirectories"):
+        artifact.load_all(ensemble)
+
+
+# --- damage --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [

@@ -17,6 +17,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a repeat with elastic workers": {"repeat.seeds": 4, "workers": {"min": 1, "max": 2}},
     "a repeat over folds of one fold": {"repeat.folds": 5, "data.split.folds": 3},
     "a repeat over bootstraps of one bootstrap": {"repeat.bootstraps": 5, "data.split.bootstrap": 0},
+    "a repeat over bootstraps with learned tokens": {
+        "repeat.bootstraps": 3,
+        "data": {"kind": "text", "tokenizer": {"kind": "bpe"}},
+        "model": {"kind": "gpt"},
+    },
     "batch norm with privacy": {"model": {"kind": "cnn", "norm": "batch"}, "privacy.clip": 1.0},
     "privacy on several workers": {"privacy.clip": 1.0, "workers": 2},
     "privacy in fp16": {"privacy.clip": 1.0, "train.precision": "fp16"},

@@ -302,3 +302,179 @@ def test_the_report_imports_no_torch():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+# --- many members --------------------------------------------------------------------------------------------------
+
+
+def repeated(root: Path, members: int = 3, steps: int = 60) -> RunDirectory:
+    """A run of `members` seeds; member i has a loss of (i + 1) / step."""
+    directory = RunDirectory.create(root / "digits-9c1d", verb="train", seed=0)
+    directory.event("started", step=0)
+    for i in range(members):
+        name = f"seed-{i}"
+        for step in range(1, steps + 1):
+            directory.metric(step=step, split="train", member=name, loss=(i + 1) / step, lr=0.003)
+            if step % 20 == 0:
+                directory.metric(step=step, split="validation", member=name, loss=(i + 2) / step, accuracy=0.9 + i / 20)
+        directory.metric(step=steps - i, split="test", member=name, loss=0.1, accuracy=0.95)
+    return directory
+
+
+def repeat_summary(members: int = 3, **extra: object) -> dict[str, object]:
+    spread = {
+        "accuracy": {"mean": 0.95, "std": 0.0123, "low": 0.92, "high": 0.98, "members": members},
+        "loss": {"mean": 0.1, "std": None, "low": None, "high": None, "members": 1},
+    }
+    bins = [{"low": i / 15, "high": (i + 1) / 15, "count": 0, "confidence": None, "accuracy": None} for i in range(15)]
+    bins[14] |= {"count": 150, "confidence": 0.99, "accuracy": 0.97}
+    bins[8] |= {"count": 30, "confidence": 0.56, "accuracy": 0.6}
+    uncertainty = {"expected_calibration_error": 0.02345, "mutual_information": 0.01, "reliability": bins}
+    ensemble = {"accuracy": 0.975, "loss": 0.08}
+    rows = [
+        {
+            "member": f"seed-{i}",
+            "seed": i,
+            "fold": None,
+            "bootstrap": None,
+            "ended": "done",
+            "steps": 60,
+            "metrics": {"accuracy": 0.95, "loss": 0.1},
+            "weights_sha256": "abc123" * 10,
+        }
+        for i in range(members)
+    ]
+    return {
+        "ended": "done",
+        "steps": 60,
+        "split": "test",
+        "metrics": {"accuracy": 0.95, "loss": 0.1},
+        "spread": spread,
+        "repeat": {"seeds": members, "folds": 0, "bootstraps": 0},
+        "ensemble": {"split": "test", "members": members, "examples": 180, "metrics": ensemble}
+        | {"uncertainty": uncertainty},
+        "members": rows,
+        **extra,
+    }
+
+
+def test_a_repeat_shows_mean_and_interval_beside_the_ensemble(tmp_path):
+    with repeated(tmp_path) as directory:
+        directory.summary(repeat_summary())
+        directory.finish("done")
+        page = page_of(directory)
+    assert "test accuracy 95.0% ± 1.2% mean of 3; 95% interval 92.0% to 98.0%" in page.text
+    assert "ensemble accuracy 97.5% 3 members together" in page.text
+    assert "3 seeds" in page.text
+    assert "accuracy 95.0% 1.2% 92.0% to 98.0% 3 97.5%" in page.text  # the table of scores
+    assert "loss 0.1000 - - 1 0.08000" in page.text
+
+
+def test_curves_of_members_are_their_mean_with_a_band_and_each_of_them(tmp_path):
+    with repeated(tmp_path) as directory:
+        text = write_report(directory.path).read_text()
+        page = page_of(directory)
+    assert "mean of 3 members; shaded: ± 1 standard deviation; thin: each of them" in page.text
+    loss = re.search(r'<svg class="".*?</svg>', text)[0]
+    assert loss.count('class="band s-train"') == loss.count('class="band s-validation"') == 1
+    assert loss.count('class="member s-train"') == 3 and "gap" not in loss
+    assert "validation 0.05000" in page.text  # the mean of 2, 3 and 4 over 60
+    assert "test 0.1000" in page.text  # though its members stopped at different steps
+    assert "60 train means over members as a table" in page.text
+    assert "60 0.03333 0.01667" in page.text  # mean and standard deviation of 1, 2 and 3 over 60
+
+
+def test_the_band_is_one_standard_deviation_and_never_beyond_what_was_seen():
+    points = [(float(step), 5.0) for step in range(1, 11)]
+    chart = line_chart("Loss", [Series("train", points, band=((4.0, 7.0),) * 10)])
+    corners = re.search(r'polygon class="band s-train" points="([^"]*)"', chart)[1].split()
+    heights = [float(corner.split(",")[1]) for corner in corners]
+    assert len(heights) == 20 and len(set(heights)) == 2
+    line = float(re.search(r'curve s-train" d="M[\d.]+ ([\d.]+)', chart)[1])
+    assert (line - min(heights)) / (max(heights) - line) == pytest.approx(2, abs=0.02)
+
+
+def test_an_accuracy_has_no_band_above_one(tmp_path):
+    with RunDirectory.create(tmp_path / "run") as directory:
+        for step in (1, 2):
+            for i, value in enumerate([1.0, 1.0, 0.4]):
+                directory.metric(step=step, split="validation", member=f"seed-{i}", accuracy=value, loss=1.0)
+        text = write_report(directory.path).read_text()
+    accuracy = re.search(r'aria-label="Accuracy.*?</svg>', text)[0]
+    y = {float(place) for place in re.findall(r"[\d.]+,([\d.]+)", re.search(r'points="([^"]*)"', accuracy)[1])}
+    tick = re.search(r'y="([\d.]+)" text-anchor="end">1<', accuracy)[1]
+    assert min(y) == pytest.approx(float(tick) - 4, abs=0.2)  # the upper edge is at 1; a tick's text stands 4 below
+
+
+def test_of_many_members_only_the_band_is_drawn(tmp_path):
+    with repeated(tmp_path, members=13, steps=20) as directory:
+        text = write_report(directory.path).read_text()
+    assert 'class="band s-train"' in text and 'class="member' not in text
+    assert "mean of 13 members; shaded: ± 1 standard deviation<" in text
+
+
+def test_members_that_failed_are_marked_with_why(tmp_path):
+    summary = repeat_summary()
+    summary["members"] += [{"member": "seed-3", "seed": 3, "error": "train: the loss is not finite at step 9"}]
+    with repeated(tmp_path) as directory:
+        directory.summary(summary)
+        page = page_of(directory)
+    assert "Members 4" in page.text and "seed-0 0 95.0% 0.1000 60 done abc123abc123" in page.text
+    assert "seed-3 failed: train: the loss is not finite at step 9 3 - - - - -" in page.text
+    assert "1 of 4 failed and count nowhere." in page.text
+    folds = [row | {"fold": i, "seed": 0} for i, row in enumerate(repeat_summary()["members"])]
+    with RunDirectory.create(tmp_path / "folds") as directory:
+        directory.summary(repeat_summary(members=3) | {"members": folds})
+        assert "member fold seed accuracy loss steps ended weights" in page_of(directory).text
+
+
+def test_the_reliability_diagram_draws_accuracy_against_confidence(tmp_path):
+    with repeated(tmp_path) as directory:
+        directory.summary(repeat_summary())
+        text = write_report(directory.path).read_text()
+        page = page_of(directory)
+    assert "calibration error 0.02345" in page.text and "mutual information 0.01000" in page.text
+    assert "Uncertainty the ensemble, on test, 180 examples" in page.text
+    assert "confidence 99.0%, accuracy 97.0%: 150 of 180" in page.text
+    diagram = re.search(r'<svg class="square".*?</svg>', text)[0]
+    hits = [float(height) for height in re.findall(r'class="hit"[^>]*height="([\d.]+)"', diagram)]
+    offs = [float(height) for height in re.findall(r'class="off"[^>]*height="([\d.]+)"', diagram)]
+    counts = [float(height) for height in re.findall(r'class="count"[^>]*height="([\d.]+)"', diagram)]
+    assert hits == pytest.approx([0.56 * 300, 0.97 * 300], abs=0.1)  # what accuracy and confidence have in common
+    levels = [310 - float(y) for y in re.findall(r'class="level"[^>]*y2="([\d.]+)"', diagram)]
+    assert levels == pytest.approx([0.6 * 300, 0.97 * 300], abs=0.1)
+    assert offs == pytest.approx([0.04 * 300, 0.02 * 300], abs=0.1)
+    assert counts[0] / counts[1] == pytest.approx((30 / 150) ** 0.5, abs=0.01)
+
+
+def test_real_values_show_how_far_the_members_are_apart(tmp_path):
+    ensemble = {"members": 3, "examples": 44, "split": "test", "metrics": {"r2": 0.5}, "uncertainty": {"std": 4.25}}
+    with repeated(tmp_path) as directory:
+        directory.summary(repeat_summary(ensemble=ensemble))
+        page = page_of(directory)
+    assert "std between voices 4.250" in page.text and "Reliability" not in page.text
+
+
+def test_a_repeat_that_goes_on_shows_what_its_members_have_done(tmp_path):
+    with RunDirectory.create(tmp_path / "run") as directory:
+        directory.metric(step=10, steps=500, split="train", member="seed-0", loss=2.5)
+        assert "train loss 2.500" in page_of(directory).text  # of one member: nothing to average yet
+        directory.metric(step=10, steps=500, split="train", member="seed-1", loss=1.5)
+        page = page_of(directory)
+    assert "train loss 2.000" in page.text and "mean of 2 members" in page.text
+
+
+def test_odd_repeats_do_not_stop_the_page(tmp_path):
+    odd = {"spread": {"loss": 3, HOSTILE: {"mean": 1.0, "std": "x", "low": None, "members": HOSTILE}}}
+    odd |= {"ensemble": {"members": HOSTILE, "split": HOSTILE, "uncertainty": {"expected_calibration_error": 0.1}}}
+    odd |= {"members": ["x", {"member": HOSTILE, "error": HOSTILE}, {"member": None, "metrics": 3, "steps": HOSTILE}]}
+    odd["ensemble"]["uncertainty"]["reliability"] = [{"count": 3}, 7, {"low": "x", "count": None}]
+    with repeated(tmp_path) as directory:
+        directory.metric(step=1, split="train", member=3, loss=1.0)
+        directory.metric(step="x", split="test", member="seed-0", loss=1.0)
+        directory.metric(step=1, split="train", member=HOSTILE, loss=math.nan)
+        directory.summary(repeat_summary() | odd | {"repeat": "often", "split": HOSTILE})
+        page = page_of(directory)
+        directory.summary(repeat_summary() | {"members": 7, "ensemble": [], "spread": None})
+        page_of(directory)
+    assert "No prediction was counted." in page.text and "<script>alert" in page.text

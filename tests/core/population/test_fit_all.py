@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from core.config import override
 from core.data import Spec
 from core.errors import ConfigError
-from core.population import Member, choose, fit_all
+from core.population import Member, fit_all
+from core.population import choose as choosing
 from core.population.fit import buckets
 from core.population.memory import members_at_once
 from core.recipe import Recipe
@@ -19,8 +20,8 @@ from tests.core.population.cases import apart, data_of, family, member, members
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_known_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "_KNOWN", {})
+def _nothing_is_known_from_before() -> None:
+    choosing.forget()
 
 
 def said(records: list[Any], event: str = "population") -> list[Any]:
@@ -34,8 +35,8 @@ def fitted(group: list[Member], backend: Any = "auto", **options: Any) -> tuple[
 
 def test_auto_takes_the_faster_of_both_and_says_which_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for loop_s, backend in ((1.0, "vmap"), (0.0, "loop")):
-        monkeypatch.setattr(choose, "_KNOWN", {})
-        monkeypatch.setattr(choose, "_loop_seconds", lambda member, runtime, seconds=loop_s: seconds)
+        choosing.forget()
+        monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, seconds=loop_s: seconds)
         outcomes, records = fitted(members(family("mlp"), [{}] * 3))
         assert said(records)[0]["backend"] == backend
         assert "ms together" in said(records)[0]["reason"]
@@ -44,7 +45,7 @@ def test_auto_takes_the_faster_of_both_and_says_which_and_why(monkeypatch: pytes
 
 def test_auto_times_members_of_one_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
-    monkeypatch.setattr(choose, "_loop_seconds", lambda member, runtime: timed.append(1) or 1.0)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: timed.append(1) or 1.0)
     for _ in range(2):
         _, records = fitted(members(family("mlp"), [{}] * 3))
     assert len(timed) == 1

@@ -1,0 +1,121 @@
+"""Workers of a pool that are killed with work in their hands, and a Ctrl-C in the middle: real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.pool import RayPool
+from cluster.session import session
+from core.errors import WorkerError
+from tests.pool_contract import results
+from tests.pool_work import DEADLINE_S, endless_or_process, killed, process
+
+# Ray warns about its own deprecated settings in this process, which starts it
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with session(None, 2):
+        yield
+
+
+@pytest.fixture
+def pool(ray_session: None) -> Iterator[RayPool]:
+    with RayPool(2, cpus_per_worker=0.5) as pool:
+        yield pool
+
+
+def never(folder: Path) -> dict[int, tuple[Path, int]]:
+    """Thirty items that kill no worker."""
+    return dict.fromkeys(range(30), (folder / "none", 0))
+
+
+@pytest.mark.parametrize("seconds", [1e-4, 10.0], ids=["with others queued behind it", "alone"])
+def test_an_item_whose_worker_is_killed_runs_again_and_counts_once(
+    seconds: float, pool: RayPool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    items = never(tmp_path) | {7: (tmp_path / "seven", 1), 8: (tmp_path / "eight", 1)}
+    for key in items:
+        pool.times.learn(key, seconds)
+    found = results(pool, killed, items)
+    assert found == dict.fromkeys(items, 0) | {7: 1, 8: 1}
+    assert len(results(pool, process, {i: i for i in range(10)})) == 10
+    assert "worker died" not in "".join(capfd.readouterr())  # it is made good, so nobody needs to hear of it
+
+
+@pytest.mark.parametrize("seconds, deaths", [(1e-4, 3), (10.0, 2)], ids=["with others queued behind it", "alone"])
+def test_an_item_that_kills_its_worker_twice_ends_the_run_and_is_named(
+    seconds: float, deaths: int, pool: RayPool, tmp_path: Path
+) -> None:
+    """Of those that were with the worker together, each runs alone before one is blamed."""
+    items = never(tmp_path) | {17: (tmp_path / "seventeen", 9)}
+    for key in items:
+        pool.times.learn(key, seconds)
+    with pytest.raises(WorkerError) as caught:
+        list(pool.run(killed, items))
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.startswith("item 17 was being executed when its worker died, 2 times in a row; the last was worker ")
+    assert "process " in said and "unexpectedly" in said
+    assert (tmp_path / "seventeen").read_text() == "x" * deaths
+    assert len(results(pool, process, {i: i for i in range(10)})) == 10
+
+
+def test_a_worker_that_is_killed_between_two_runs_is_replaced(pool: RayPool) -> None:
+    pids = set(results(pool, process, {i: i for i in range(20)}).values())
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=DEADLINE_S)
+    assert not pids & set(results(pool, process, {i: i for i in range(20)}).values())
+
+
+def test_an_item_that_never_ends_is_cut_off_when_its_run_is_closed(pool: RayPool, tmp_path: Path) -> None:
+    running = pool.run(endless_or_process, {"endless": tmp_path / "pid", 1: None, 2: None}, cost={"endless": 9})
+    next(running)
+    pid = int((tmp_path / "pid").read_text())
+    running.close()
+    assert psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=DEADLINE_S)[1] == []
+    assert len(results(pool, process, {i: i for i in range(10)})) == 10
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from cluster.pool import ray_pool
+from tests.pool_work import endless_or_process
+
+try:
+    with ray_pool(2, cpus_per_worker=0.5) as pool:
+        for done in pool.run(endless_or_process, {"endless": Path(sys.argv[1]), 1: None}, cost={"endless": 9}):
+            print("going", flush=True)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_in_the_middle_ends_every_process_quietly(tmp_path: Path) -> None:
+    main = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "pid")],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert main.stdout is not None
+        assert main.stdout.readline() == "going\n"
+        children = psutil.Process(main.pid).children(recursive=True)
+        assert len(children) > 2
+        os.killpg(main.pid, signal.SIGINT)  # as a terminal does it: to all processes of the group
+        out, err = main.communicate(timeout=DEADLINE_S)
+    finally:
+        if main.poll() is None:
+            os.killpg(main.pid, signal.SIGKILL)
+    assert (main.returncode, out, err) == (130, "", "")
+    assert psutil.wait_procs(children, timeout=DEADLINE_S)[1] == []

@@ -1,0 +1,83 @@
+"""What the tests of pools give to workers. It imports nothing heavy, so that a fresh worker is at work in a second."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from core.errors import DataError
+
+DEADLINE_S = 60.0
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def divide(x: int) -> float:
+    return 1 / x
+
+
+def refuse(path: str) -> None:
+    raise DataError(f"data.path: {path} is not there")
+
+
+def leave(code: int) -> None:
+    sys.exit(code)
+
+
+def process(item: int) -> int:
+    return os.getpid()
+
+
+def surroundings(item: int) -> tuple[bool, str | None, str | None]:
+    return "torch" in sys.modules, os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def lock_of(item: int) -> Any:
+    return threading.Lock() if item == 3 else item
+
+
+def meet(names: tuple[Path, list[Path]]) -> int:
+    """Adds a letter to its own file, and ends when the others are there: when their items have run or are running."""
+    mine, others = names
+    with mine.open("a") as file:
+        file.write("x")
+    deadline = time.monotonic() + DEADLINE_S
+    while missing := [other for other in others if not other.exists()]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(str(missing[0]))
+        threading.Event().wait(0.01)
+    return os.getpid()
+
+
+def endless(started: Path) -> None:
+    """Never ends by itself; writes its process's id when it starts."""
+    _write(started, str(os.getpid()))
+    threading.Event().wait()
+
+
+def endless_or_process(started: Path | None) -> int:
+    if started:
+        endless(started)
+    return os.getpid()
+
+
+def killed(deaths: tuple[Path, int]) -> int:
+    """Kills its worker the first n times; (a file that counts, n). Gives how often it died."""
+    file, times = deaths
+    died = len(file.read_text()) if file.exists() else 0
+    if died < times:
+        _write(file, "x" * (died + 1))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return died
+
+
+def _write(file: Path, text: str) -> None:
+    """So that whoever sees the file sees all of it."""
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(text)
+    part.replace(file)
