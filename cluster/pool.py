@@ -31,7 +31,7 @@ class Member:
 
     number: int
     actor: Any
-    place: str = "no process yet"
+    place: str = ""  # its process and machine, once it is up
     queue: "dict[ray.ObjectRef[Any], Any]" = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
     run: object = None  # the run whose function it was sent

@@ -24,7 +24,7 @@ DEPTH = 4  # items a worker has at most: more bring no more items a second
 AHEAD_S = 0.01  # a worker gets an item ahead only while those it has take less: behind a long one it would only wait
 RECENT = 16  # results whose longest stands for an item that has never run
 STRIKES = 2  # deaths in a row while the same item was executed
-FAILED_STARTS = 3  # in a row, before the run gives up
+FAILED_STARTS = 3  # a worker, none of them good, before the run gives up
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
@@ -84,12 +84,13 @@ class Run:
     def _is_short(self, member: Member) -> bool:
         """Whether a worker will be done with what it has in no time. Near the end nothing is given ahead: it would wait
         while another worker has nothing to do."""
-        if len(self.waiting) < len(self.joined) or not self.suspects.isdisjoint(
-            [*member.queue.values(), self.waiting[0]]
-        ):
+        keys = list(member.queue.values())
+        if len(self.waiting) < len(self.joined) or member in self.stale.values():
+            return False
+        if not self.suspects.isdisjoint([*keys, self.waiting[0]]):
             return False
         unknown = max(self.recent) if len(self.recent) == RECENT else AHEAD_S
-        return sum(self.pool.times.of(key) or unknown for key in member.queue.values()) < AHEAD_S
+        return sum(self.pool.times.of(key) or unknown for key in keys) < AHEAD_S
 
     def _submit(self, member: Member, key: Any) -> None:
         self.pool.synchronize(member)
@@ -153,10 +154,10 @@ class Run:
         if member not in self.pool.members:  # it was let go while it was starting
             return None
         self._lose(member)
-        self.failed_starts += 1
-        if self.failed_starts < FAILED_STARTS:
+        self.failed_starts += not member.place  # one that was up before has died since, which is no failed start
+        if self.failed_starts < FAILED_STARTS * self.pool.workers:
             return None
-        return WorkerError(f"workers: {FAILED_STARTS} in a row died while starting: {line_of(outcome)}")
+        return WorkerError(f"workers: {self.failed_starts} in a row died while starting: {line_of(outcome)}")
 
     def _failed(self, what: str, member: Member, outcome: Any) -> HanseError:
         """What to say of a result that is none."""

@@ -98,7 +98,7 @@ class Recipe:
     def build(self, spec: Spec) -> Task:
         """A fresh Task on the CPU; its weights depend on `seed`, model and spec alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, "weights"))
+            torch.default_generator.manual_seed(seed_of(self.seed, "weights"))  # torch's own also seeds GPUs: 0.7 ms
             task = Task(self.model.build(spec), self.goal)
         dropouts = [module for module in task.modules() if isinstance(module, Dropout)]
         for salt, module in enumerate(dropouts):

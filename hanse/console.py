@@ -249,7 +249,8 @@ def event_lines(name: str, fields: Mapping[str, object]) -> list[str]:
 def end_lines(run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str]) -> list[str]:
     """Result, run and next command, each with its name in front."""
     said = [labeled(key, value) for key, value in flat(summary).items()]
-    result = textwrap.wrap("  ".join(text.replace(" ", "\0") for text in said), WIDTH - 8) or ["done"]
+    together = "  ".join(text.replace(" ", "\0") for text in said)
+    result = textwrap.wrap(together, WIDTH - 8, break_on_hyphens=False) or ["done"]
     parts = {
         "result": [line.replace("\0", " ") for line in result],
         "run": [] if run is None else [str(run)],

@@ -76,6 +76,16 @@ def killed(deaths: tuple[Path, int]) -> int:
     return died
 
 
+class Stillborn:
+    """An actor that dies while it starts."""
+
+    def __init__(self, *arguments: Any) -> None:
+        os._exit(7)
+
+    def begin(self, fn: Any) -> None:
+        """Never reached."""
+
+
 def _write(file: Path, text: str) -> None:
     """So that whoever sees the file sees all of it."""
     part = file.with_suffix(f".{os.getpid()}")

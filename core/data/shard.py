@@ -51,10 +51,10 @@ class Rows:
     count: int
 
     def of(self, order: Tensor) -> Tensor:
-        """The entries of a global batch's `order` at these rows; a view where there is no fill."""
+        """The entries of a global batch's `order` [..., B] at these rows; a view where there is no fill."""
         if self.count == len(self.positions):
-            return order[self.start : self.start + self.count]
-        return order[self.positions]
+            return order[..., self.start : self.start + self.count]
+        return order[..., self.positions]
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -125,14 +125,16 @@ class Shard:
             batches = [self.batch(train, step, noise) for step in steps]
             return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
         examples = self._examples("train")
-        places = [self._place(examples, train, step) for step in steps]
-        inputs, targets = examples.take(torch.cat([rows.of(order) for order, rows in places]))
-        block = _batch(inputs, targets, torch.cat([_weight(examples, rows, order) for order, rows in places]))
+        pieces = list(self._pieces(examples, train, steps))
+        addresses = torch.cat([rows.of(order) for order, rows in pieces])
+        weight = torch.cat([rows.weight.expand(len(order), -1) for order, rows in pieces])
+        if examples.weight is not None:
+            weight = weight * examples.weight[addresses]
+        inputs, targets = examples.take(addresses.flatten())
+        block = _batch(inputs, targets, weight.flatten())
         if noise:
-            keys = [
-                example_keys(self.data.seed, step, rows.positions)
-                for step, (_, rows) in zip(steps, places, strict=True)
-            ]
+            positions = [rows.positions for order, rows in pieces for _ in order]
+            keys = [example_keys(self.data.seed, step, own) for step, own in zip(steps, positions, strict=True)]
             block["key"] = torch.cat(keys)
         return {name: tensor.unflatten(0, (len(steps), -1)) for name, tensor in block.items()}
 
@@ -189,6 +191,18 @@ class Shard:
         epoch, i = divmod(step, ceil_div(len(examples), full))
         order = self._order(examples, epoch)[i * full : (i + 1) * full]
         return order, self._rows_of(len(order), full, train.accumulate)
+
+    def _pieces(self, examples: Examples, train: Schedule, steps: range) -> Iterator[tuple[Tensor, Rows]]:
+        """(addresses of global batches [steps, B], which of each are this rank's) for stretches of equal batches."""
+        full = min(train.batch_size, len(examples))
+        whole, rest = divmod(len(examples), full)
+        step = steps.start
+        while step < steps.stop:
+            epoch, i = divmod(step, whole + (rest > 0))
+            count, size = (min(steps.stop - step, whole - i), full) if i < whole else (1, rest)
+            order = self._order(examples, epoch)[i * full : i * full + count * size]
+            yield order.view(count, size), self._rows_of(size, full, train.accumulate)
+            step += count
 
     def _order(self, examples: Examples, epoch: int) -> Tensor:
         order = self._orders.get(epoch)

@@ -61,8 +61,10 @@ def choose(
             return replace(_KNOWN[key], reason=f"{_KNOWN[key].reason} (known from before)")
         choice = Choice("vmap", "asked for", len(some), each_bytes)
         quiet = replace(runtime, report=lambda record: None)
-        together_s = _stacked_seconds(some, quiet, 0 if wanted == "vmap" else TIMED)
-        if wanted == "auto":
+        if wanted == "vmap":
+            _stacked_seconds(some[:2], quiet, 0)  # whether it can be done at all
+        else:
+            together_s = _stacked_seconds(some, quiet, TIMED)
             choice = _faster(choice, _loop_seconds(members[0], quiet) * len(some), together_s)
     except (ConfigError, RuntimeError) as error:  # RuntimeError: functorch has no rule for an operation
         if isinstance(error, torch.OutOfMemoryError):

@@ -16,6 +16,7 @@ from core.meter import memory_bytes
 from core.population.feed import Feed
 from core.population.member import Finished, Member, Outcome, ignore
 from core.population.population import Moved, Population
+from core.recipe import Training
 from core.runtime import LOCAL, Record, Runtime
 from core.task import Batch
 from core.train import Ended, Result, due, how_ended, require_validation, validate
@@ -47,25 +48,22 @@ class Lockstep:
         self.best: dict[str, dict[str, Tensor]] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.at = {member.name: row for row, member in enumerate(members)}  # the rows of those that train
+        self.step = 0  # that all of them have made
+        self.pauses = {m.name: (m.recipe.train.evaluate_every, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
 
     def advance(self) -> None:
         """One step of every member that trains, and what is due after it."""
-        step = min(self.progress[name].step for name in self.at)
-        members = self.population.members
-        logs = [m for m in members if m.name in self.at and self._logs(m, step)]
+        members, names = self.population.members, list(self.at)
+        logs = [name for name in names if self._logs(members[self.at[name]].recipe.train)]
         batch = self.feed.take()
         moved = self.population.step(batch, self._active(), measure=bool(logs))
-        gone: dict[str, Ended | WorkerError] = {}
-        if moved.moved is not None:
-            gone |= self._lost(moved, batch)
-        for name in self.at:
-            if name not in gone:
-                self.progress[name].step += 1
+        gone = {} if moved.moved is None else self._lost(moved, batch)
+        self.step += 1
         if logs:
-            self._report([m for m in logs if m.name not in gone], moved)
-        for name in [name for name in self.at if name not in gone]:
-            if ended := self._after_step(members[self.at[name]]):
+            self._report([members[self.at[name]] for name in logs if name not in gone], moved)
+        for name in [name for name in names if name not in gone and due(self.step, *self.pauses[name])]:
+            if ended := self._pause(members[self.at[name]]):
                 gone[name] = ended
         if gone:
             self.end(gone)
@@ -73,6 +71,7 @@ class Lockstep:
     def end(self, gone: "dict[str, Ended | WorkerError]") -> None:
         """These members leave, each with how it ended or its error."""
         for name, how in gone.items():
+            self.progress[name].step = self.step - isinstance(how, WorkerError)  # whose last step was not made
             self.outcomes[name] = self._outcome(name, how)
             self.finished(self.outcomes[name])
             del self.at[name]
@@ -92,14 +91,13 @@ class Lockstep:
         active[list(self.at.values())] = True
         return active
 
-    @staticmethod
-    def _logs(member: Member, step: int) -> bool:
-        train = member.recipe.train
-        return step == 0 or due(step + 1, train.log_every, train.steps)
+    def _logs(self, train: Training) -> bool:
+        return self.step == 0 or due(self.step + 1, train.log_every, train.steps)
 
-    def _after_step(self, member: Member) -> Ended | None:
+    def _pause(self, member: Member) -> Ended | None:
         """Evaluates a member if it is time; whether it has come to its end."""
         train, progress = member.recipe.train, self.progress[member.name]
+        progress.step = self.step
         if self.judges[member.name] and due(progress.step, train.evaluate_every, train.steps):
             task = self.population.mirror(self.at[member.name])
             values = validate(task, member.shard, member.recipe, self.runtime, self.population.precision)
@@ -124,6 +122,7 @@ class Lockstep:
         for name, gradient in population.layout.split(moved.gradients[row]).items():
             task.get_parameter(name).grad = gradient
         optimizer = member.recipe.optimizer.build(task.named_parameters())
+        self.progress[member.name].step = self.step
         learner = Learner(task, task, optimizer, population.precision, self.progress[member.name])
         norm = None if moved.norms is None else moved.norms[row]
         own = {name: tensor[row] for name, tensor in batch.items()}
@@ -151,7 +150,7 @@ class Lockstep:
         norms = None if moved.norms is None else moved.norms.tolist()
         memory, at = memory_bytes(self.runtime.device), round(time.time(), 3)
         for member in members:
-            row, train, step = self.at[member.name], member.recipe.train, self.progress[member.name].step
+            row, train, step = self.at[member.name], member.recipe.train, self.step
             lr = member.recipe.optimizer.lr * member.recipe.schedule.factor(step - 1, train.steps)
             record: Record = {
                 "member": member.name,
@@ -170,4 +169,4 @@ class Lockstep:
                 record |= {"examples_per_s": pace * train.batch_size, "eta_s": (train.steps - step) / pace}
             self.runtime.report(record)
         if members:
-            self.clock, self.reported = now, self.progress[members[0].name].step
+            self.clock, self.reported = now, self.step

@@ -75,6 +75,7 @@ class Population:
         self.buffers = self._stacked(states, [name for name, _ in self.task.named_buffers()])
         self.optimizer = stack([member.recipe.optimizer for member in members], self.layout, self.rows)
         self._vary_dropout()
+        self._note_schedules()
         self._forward: Callable[..., tuple[Tensor, Tensor]] = vmap(self._member, in_dims=0)
         self.is_compiled = runtime.compiles(members[0].recipe.train.compile)
         if self.is_compiled:
@@ -195,17 +196,21 @@ class Population:
         return None if bool(moved.all()) else moved
 
     def _update(self, gradients: Tensor) -> None:
-        factors = dict[Any, float]()
-        rates = []
-        for member, step in zip(self.members, self.steps, strict=True):
-            recipe = member.recipe
-            key = (recipe.schedule, step, recipe.train.steps)
-            if key not in factors:
-                factors[key] = recipe.schedule.factor(min(step, recipe.train.steps), recipe.train.steps)
-            rates.append(factors[key])
-        self.optimizer.update(
-            self.rows, gradients, self.optimizer.rate(rates, self.rows), [step + 1 for step in self.steps]
-        )
+        factors = dict[tuple[int, int], float]()
+        for plan, step in zip(self._plans, self.steps, strict=True):
+            if (plan, step) not in factors:
+                schedule, steps = self._schedules[plan]
+                factors[plan, step] = schedule.factor(min(step, steps), steps)
+        rates = [factors[key] for key in zip(self._plans, self.steps, strict=True)]
+        lr = self.optimizer.rate(rates, self.rows)
+        self.optimizer.update(self.rows, gradients, lr, [step + 1 for step in self.steps])
+
+    def _note_schedules(self) -> None:
+        """Which schedules there are, and each member's: few have one of their own."""
+        wanted = [(member.recipe.schedule, member.recipe.train.steps) for member in self.members]
+        self._schedules = list(dict.fromkeys(wanted))
+        places = {schedule: place for place, schedule in enumerate(self._schedules)}
+        self._plans = [places[schedule] for schedule in wanted]
 
     # --- slots -----------------------------------------------------------------------------------------------------
 
@@ -217,6 +222,7 @@ class Population:
         self.fixed = {name: tensor.index_select(0, index) for name, tensor in self.fixed.items()}
         self.buffers = {name: tensor.index_select(0, index) for name, tensor in self.buffers.items()}
         self.optimizer.select(rows)
+        self._note_schedules()
 
     def clone(self, source: int, target: int) -> None:
         """Copies weights, buffers, optimizer state and step of one member over another, which keeps its recipe."""
@@ -241,6 +247,7 @@ class Population:
                 (self.fixed if name in self.fixed else self.buffers)[name][row] = state[name]
         self.optimizer.replace(row, member.recipe.optimizer)
         self._vary_dropout()
+        self._note_schedules()
 
     def change(self, row: int, member: Member) -> None:
         """Other hyperparameters for the member in this slot, which keeps weights, optimizer state and step."""
@@ -248,6 +255,7 @@ class Population:
         self.members[row] = member
         self.optimizer.change(row, member.recipe.optimizer)
         self._vary_dropout()
+        self._note_schedules()
 
     def weighted_mean(self, weights: Tensor) -> Tensors:
         """The mean of the members' weights and floating-point buffers, by the network's names; `weights` [N] >= 0."""

@@ -47,7 +47,7 @@ def show(reference: str, console: Console) -> int:
     }
     console.header(f"run  {run.id}", fields)
     if summary:
-        console.rows("metric", [{"split": summary["split"], **{k: number(v) for k, v in summary["metrics"].items()}}])
+        console.rows("metric", _scores(summary))
     files = [
         name
         for name in ("report.html", "config.yaml", "metrics.jsonl", "predictions.csv", "model")
@@ -58,6 +58,16 @@ def show(reference: str, console: Console) -> int:
     console.say(f"files   {'  '.join(files)}")
     console.end(run.path, {"status": run.status}, [f"hanse evaluate {run.id}"] if summary else [])
     return 0
+
+
+def _scores(summary: Mapping[str, Any]) -> list[dict[str, object]]:
+    """The metrics; of a repeat those of its members in the mean, and of the ensemble."""
+    ensemble = summary.get("ensemble")
+    of = {"mean of members": summary["metrics"], "ensemble": ensemble["metrics"]} if ensemble else {}
+    rows = of or {summary["split"]: summary["metrics"]}
+    return [
+        {"of" if of else "split": name, **{k: number(v) for k, v in metrics.items()}} for name, metrics in rows.items()
+    ]
 
 
 def compare(references: Sequence[str], console: Console) -> int:

@@ -48,6 +48,7 @@ def dry_run(file: str, words: Sequence[str], console: Console) -> int:
     memory_bytes = (costs.memory_bytes - costs.activations_bytes) // sharded + costs.activations_bytes
     console.say(to_yaml(dump_run(train)))
     fields: dict[str, Any] = {
+        **({"members": f"{train.repeat.members}, each:"} if train.repeat else {}),
         "parameters": number(costs.parameters),
         "trainable": number(costs.trainable),
         "FLOPs/step": f"{costs.flops:.3g}",
@@ -62,6 +63,7 @@ def dry_run(file: str, words: Sequence[str], console: Console) -> int:
         "flops_per_step": costs.flops,
         "memory_bytes": memory_bytes,
         "data": data.sizes,
+        "members": train.repeat.members if train.repeat else 1,
         "config": dump_run(train),
     }
     command = " ".join(["hanse train", file, *map(shlex.quote, words)])

@@ -3,7 +3,9 @@
 import functools
 import sys
 import threading
+import time
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from cluster.pool import RayPool, ray_pool
 from cluster.session import session
 from core.errors import ConfigError, ResourceError, WorkerError
-from core.pool import Shared
+from core.pool import Done, Shared
 from tests.pool_contract import PoolContract, results
 from tests.pool_work import DEADLINE_S, lock_of, meet, process, square, surroundings
 
@@ -62,6 +64,12 @@ def mapping_of(shared: Shared[dict[str, Any]], item: int) -> tuple[list[str], bo
     return files, value["array"].flags.writeable
 
 
+def read_strictly(shared: Shared[dict[str, Any]], item: int) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return float(shared.get()["tensor"].sum())
+
+
 def big(size: int) -> torch.Tensor:
     return torch.ones(size, dtype=torch.uint8)
 
@@ -82,6 +90,13 @@ def test_no_worker_copies_a_shared_tensor(pool: RayPool) -> None:
     for files, writeable in results(pool, read, {i: i for i in range(8)}).values():
         assert len(files) == 2 and all("plasma" in file for file in files)  # Ray's store, not a worker's own memory
         assert not writeable
+
+
+def test_a_shared_tensor_is_read_without_a_warning(ray_session: None) -> None:
+    """In a process of its own, since torch says only once that an array is read-only."""
+    with RayPool(1, cpus_per_worker=0.5) as fresh:
+        shared = fresh.share({"tensor": torch.ones(10)})
+        assert results(fresh, functools.partial(read_strictly, shared), {1: 1}) == {1: 10.0}
 
 
 def test_a_share_that_goes_out_of_scope_is_freed_here_and_in_the_workers(pool: RayPool) -> None:
@@ -123,6 +138,7 @@ def test_an_item_behind_one_that_takes_unexpectedly_long_runs_elsewhere(ray_sess
         for key in items:
             misled.times.learn(key, 1e-4)
         assert len(results(misled, meet, items, cost={0: 1.0})) == 40
+    assert {len(file.read_text()) for file in files} <= {1, 2}  # the first worker may still have come to it
 
 
 def test_the_longest_item_goes_first_by_cost_and_then_by_learned_time(ray_session: None) -> None:
@@ -157,17 +173,23 @@ def test_a_worker_that_joins_during_a_run_takes_part_in_it(ray_session: None, tm
 
 
 def test_a_worker_that_leaves_during_a_run_finishes_its_item_first(ray_session: None, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    items = {1: (first, [second]), 2: (second, [first])} | {i: (first, []) for i in range(3, 30)}
+    files, go = [tmp_path / "first", tmp_path / "second"], tmp_path / "go"
+    found: list[Done[int, int]] = []
     with RayPool(2, cpus_per_worker=0.5) as shrinking:
-        running = shrinking.run(meet, items, cost={1: 9, 2: 9})
-        pids = {next(running).result}
+        items = {1: (files[0], [go]), 2: (files[1], [go])}
+        running = threading.Thread(target=lambda: found.extend(shrinking.run(meet, items)))
+        running.start()
+        meet((tmp_path / "here", files))
         shrinking.resize(1)
-        rest = [done.result for done in running]
-        assert len(rest) == 28
-        pids |= set(rest)
-        assert len(pids) == 2 and shrinking.workers == len(shrinking.members) == 1
-        (left,) = pids - set(results(shrinking, process, {1: 1}).values())
+        deadline = time.monotonic() + DEADLINE_S
+        while not any(member.is_leaving for member in shrinking.members) and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        go.touch()
+        running.join(DEADLINE_S)
+        assert sorted(done.key for done in found) == [1, 2]
+        assert [file.read_text() for file in files] == ["x", "x"]
+        (left,) = {done.result for done in found} - set(results(shrinking, process, {1: 1}).values())
+        assert shrinking.workers == len(shrinking.members) == 1
         assert psutil.wait_procs([psutil.Process(left)] if psutil.pid_exists(left) else [], timeout=DEADLINE_S)[1] == []
 
 

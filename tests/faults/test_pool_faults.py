@@ -14,7 +14,7 @@ from cluster.pool import RayPool
 from cluster.session import session
 from core.errors import WorkerError
 from tests.pool_contract import results
-from tests.pool_work import DEADLINE_S, endless_or_process, killed, process
+from tests.pool_work import DEADLINE_S, Stillborn, endless_or_process, killed, process
 
 # Ray warns about its own deprecated settings in this process, which starts it
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
@@ -76,6 +76,17 @@ def test_a_worker_that_is_killed_between_two_runs_is_replaced(pool: RayPool) -> 
         os.kill(pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=DEADLINE_S)
     assert not pids & set(results(pool, process, {i: i for i in range(20)}).values())
+
+
+def test_workers_that_all_die_while_they_start_end_the_run(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    pool.resize(1)
+    pool.end(pool.members[0])
+    monkeypatch.setattr(pool, "_actor", ray.remote(Stillborn).options(num_cpus=0.5))
+    with pytest.raises(WorkerError, match="workers: 3 in a row died while starting: ActorDiedError: ") as caught:
+        list(pool.run(process, {1: 1}))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_item_that_never_ends_is_cut_off_when_its_run_is_closed(pool: RayPool, tmp_path: Path) -> None:

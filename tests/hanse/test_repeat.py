@@ -215,6 +215,18 @@ def test_people_see_one_line_for_all_members_and_the_spread_at_the_end(
     assert any("ensemble accuracy" in line for line in out)
 
 
+def test_a_repeat_is_shown_with_its_mean_and_its_ensemble_and_its_cost_is_known_before(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "repeat.folds=3", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["summary"]["members"] == 3
+    assert train(config, tmp_path / "run", "repeat.seeds=2") == 0
+    capsys.readouterr()
+    assert main(["runs", "show", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "mean of members" in out and "ensemble" in out
+
+
 # --- over a pool, and faults ---------------------------------------------------------------------------------------
 
 

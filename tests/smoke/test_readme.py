@@ -97,9 +97,10 @@ def test_every_command_of_the_readme_runs(clone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_python_example_of_the_readme_runs(clone: Path) -> None:
-    examples = [content for language, content in blocks(README.read_text()) if language == "python"]
-    assert examples, "the README shows no Python"
+def test_every_python_example_of_readme_and_guide_runs(clone: Path) -> None:
+    texts = [README.read_text(), (ROOT / "docs" / "populations.md").read_text()]
+    examples = [content for text in texts for language, content in blocks(text) if language == "python"]
+    assert len(examples) >= 3, "README and guide show no Python"
     for example in examples:
         run(clone, "-c", example)
 

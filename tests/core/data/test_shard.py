@@ -205,3 +205,19 @@ def test_held_out_rows_are_never_augmented() -> None:
 def test_numbers_may_be_any_object_with_the_three_fields() -> None:
     train = replace(Numbers(4), accumulate=3)
     assert len(rows(10).shard().batch(train, 0)["weight"]) == 6
+
+
+@pytest.mark.parametrize("name", ["plain", "augmented", "mixed", "text", "weighted"])
+@pytest.mark.parametrize("batch_size, accumulate", [(7, 1), (50, 3), (5000, 2)])
+def test_a_block_of_steps_holds_the_batches_of_each(name: str, batch_size: int, accumulate: int) -> None:
+    source = rows(60, torch.arange(60) / 7) if name == "weighted" else data(name)
+    train, steps = Numbers(batch_size, accumulate=accumulate), range(3, 31)
+    for rank, world in ((0, 1), (1, 3)):
+        for noise in (True, False):
+            shard, fresh = source.shard(rank, world), source.shard(rank, world)
+            block = shard.block(train, steps, noise)
+            assert block["weight"].shape == (len(steps), shard.rows(train))
+            for i, step in enumerate(steps):
+                batch = fresh.batch(train, step, noise)
+                assert batch.keys() == block.keys()
+                assert all(torch.equal(batch[key], block[key][i]) for key in batch)
