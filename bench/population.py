@@ -13,6 +13,7 @@ from core.population import Backend, Member, fit_all
 from core.population.choose import forget
 from core.recipe import Recipe
 
+ROUNDS = 4
 TEXT = {"kind": "text", "context": 32, "limit_bytes": 40_000}
 # 64 inputs, 64 hidden, 10 classes
 MLP = {"data": {"kind": "image"}, "model": {"kind": "mlp", "hidden": [64]}, "train": {"steps": 200, "batch_size": 10}}
@@ -74,7 +75,7 @@ def _auto(name: str, group: list[Member], threads: int) -> None:
     """`auto`, probes included, over the better of both."""
     rounds: dict[str, list[float]] = {"auto": [], "loop": [], "vmap": []}
     backends: tuple[Backend, ...] = ("auto", "loop", "vmap")
-    for _ in range(5):
+    for _ in range(ROUNDS):
         for backend in backends:
             forget()
             rounds[backend].append(_steps_per_s(group, backend))

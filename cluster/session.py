@@ -21,7 +21,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean on a worker what they mean here
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker and a finished run are noticed at once
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # a dead worker and a finished run are noticed soon
+    "RAY_worker_niceness": "0",  # workers are what the machine is for; Ray puts them behind everything else
     "RAY_prestart_worker_first_driver": "0",  # Train starts its own: those started ahead would idle
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
