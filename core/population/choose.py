@@ -1,10 +1,12 @@
 """Which executor is faster for these members: both are timed on real first steps, once for each kind of member; and how
-many members memory holds at once.
+many members memory holds at once. Steps that members make together are not wasted: training goes on from them.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -13,15 +15,16 @@ import torch
 from core.errors import ConfigError, WorkerError
 from core.learner import start
 from core.population.feed import Feed
-from core.population.member import Member, Signature
+from core.population.lockstep import Lockstep
+from core.population.member import Finished, Member, Signature, ignore
 from core.population.memory import members_at_once
 from core.population.population import Population
 from core.runtime import LOCAL, Runtime
 from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
-TIMED = 2  # steps of each executor, after one that warms up; the faster counts
-PATIENCE_S = 1.0  # one executor's probe ends after its first timed step past this
+TIMED = 2  # steps of each executor, after one that warms up; the fastest counts
+CLEARLY = 1.3  # times slower together than alone: another step would not tell more
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,21 @@ class Choice:
     each_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The first members of a choice after their first steps together, and what is still to be said of those."""
+
+    lockstep: Lockstep
+    held: list[Callable[[], None]]
+
+    def go_on(self, runtime: Runtime, finished: Finished) -> Lockstep:
+        """Says it; from now on members speak for themselves."""
+        self.lockstep.runtime, self.lockstep.finished = runtime, finished
+        for say in self.held:
+            say()
+        return self.lockstep
+
+
 _KNOWN: dict[tuple[Signature, int, int, str], Choice] = {}
 
 
@@ -43,56 +61,79 @@ def forget() -> None:
 
 
 def choose(
-    members: Sequence[Member], wanted: Backend, runtime: Runtime = LOCAL, free_bytes: int | None = None
-) -> Choice:
+    members: Sequence[Member],
+    wanted: Backend,
+    runtime: Runtime = LOCAL,
+    free_bytes: int | None = None,
+    finished: Finished = ignore,
+) -> tuple[Choice, Begun | None]:
     """The executor for members that share a signature. `vmap` too gives way to the loop where it cannot work.
 
     `free_bytes`: the memory to count with; null is what the device has free.
     """
     if wanted == "loop":
-        return Choice("loop", "asked for")
+        return Choice("loop", "asked for"), None
     if len(members) == 1 and wanted == "auto":
-        return Choice("loop", "there is one member")
+        return Choice("loop", "there is one member"), None
+    begun: Begun | None = None
     try:
         at_once, each_bytes = members_at_once(members[0], runtime.device, free_bytes)
         some = members[:at_once]
         key = (Signature.of(members[0]), len(some), torch.get_num_threads(), str(runtime.device))
         if wanted == "auto" and key in _KNOWN:
-            return replace(_KNOWN[key], reason=f"{_KNOWN[key].reason} (known from before)")
+            return replace(_KNOWN[key], reason=f"{_KNOWN[key].reason} (known from before)"), None
         choice = Choice("vmap", "asked for", len(some), each_bytes)
-        quiet = replace(runtime, report=lambda record: None)
         if wanted == "vmap":
-            _stacked_seconds(some[:2], quiet, 0)  # whether it can be done at all
+            _require_rules(some[:2], runtime)
         else:
-            together_s = _stacked_seconds(some, quiet, TIMED)
-            choice = _faster(choice, _loop_seconds(members[0], quiet) * len(some), together_s)
+            found, begun = _time(choice, some, runtime, finished)
+            _KNOWN[key] = found
+            choice = replace(choice, reason=found.reason) if begun else found
     except (ConfigError, RuntimeError) as error:  # RuntimeError: functorch has no rule for an operation
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return Choice("loop", f"these members cannot be stacked: {_first_line(error)}")
-    _KNOWN[key] = choice
-    return choice
+        return Choice("loop", f"these members cannot be stacked: {_first_line(error)}"), None
+    return choice, begun
 
 
-def _faster(stacked: Choice, loop_s: float, together_s: float) -> Choice:
-    if loop_s == inf:
-        return replace(stacked, reason="the first member diverges too soon to be timed alone")
+def _time(
+    stacked: Choice, members: Sequence[Member], runtime: Runtime, finished: Finished
+) -> tuple[Choice, Begun | None]:
+    """The faster executor; and the members that began together, if they are to go on so, or have already ended."""
+    loop_s = _loop_seconds(members[0], replace(runtime, report=lambda record: None)) * len(members)
+    held: list[Callable[[], None]] = []
+    quiet = replace(runtime, report=lambda record: held.append(partial(runtime.report, record)))
+    lockstep = Lockstep(members, quiet, lambda outcome: held.append(partial(finished, outcome)))
+    with _no_fallback():
+        seconds = [_seconds(lockstep.advance, runtime)]
+        while lockstep.at and len(seconds) <= TIMED and not (seconds[1:] and seconds[-1] > CLEARLY * loop_s):
+            seconds.append(_seconds(lockstep.advance, runtime))
+    together_s = min(seconds[1:] or seconds)  # the first step also warms up
     said = (
-        f"a step of {stacked.at_once} members takes {1e3 * together_s:.3g} ms together, {1e3 * loop_s:.3g} ms one "
-        "after the other"
+        f"a step of {len(members)} members takes {1e3 * together_s:.3g} ms together, {1e3 * loop_s:.3g} ms one after "
+        "the other"
     )
-    return replace(stacked, reason=said) if together_s < loop_s else Choice("loop", said)
+    if loop_s == inf:
+        said = "the first member diverges too soon to be timed alone"
+    choice = replace(stacked, reason=said) if together_s < loop_s else Choice("loop", said)
+    keeps = choice.backend == "vmap" or not lockstep.at
+    return choice, Begun(lockstep, held) if keeps else None
 
 
-def _stacked_seconds(members: Sequence[Member], runtime: Runtime, timed: int) -> float:
-    """Seconds of a step of all members together. RuntimeError if an operation would fall back to a hidden loop."""
-    population = Population(members, runtime)
-    feed = Feed(members, runtime.device, population.is_noisy)
+def _require_rules(members: Sequence[Member], runtime: Runtime) -> None:
+    """RuntimeError if an operation of these members would fall back to a hidden loop."""
+    population = Population(members, replace(runtime, report=lambda record: None))
+    with _no_fallback():
+        population.step(Feed(members, runtime.device, population.is_noisy).take())
+
+
+@contextmanager
+def _no_fallback() -> Iterator[None]:
+    """An operation without a batching rule raises RuntimeError instead of running member by member, slowly."""
     functorch: Any = torch._C._functorch
     functorch._set_vmap_fallback_enabled(False)
     try:
-        population.step(feed.take())
-        return _fastest(lambda: population.step(feed.take()), runtime, timed)
+        yield
     finally:
         functorch._set_vmap_fallback_enabled(True)
 
@@ -107,23 +148,17 @@ def _loop_seconds(member: Member, runtime: Runtime) -> float:
         train_step(learner, {name: tensor.to(runtime.device) for name, tensor in batch.items()}, recipe, runtime)
 
     try:
-        step()
-        return _fastest(step, runtime, TIMED)
+        return min([_seconds(step, runtime) for _ in range(1 + TIMED)][1:])
     except WorkerError:
         return inf
 
 
-def _fastest(step: Callable[[], object], runtime: Runtime, timed: int) -> float:
-    seconds, began = [0.0] if not timed else [], time.perf_counter()
-    for _ in range(timed):
-        at = time.perf_counter()
-        step()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - at)
-        if time.perf_counter() - began > PATIENCE_S:
-            break
-    return min(seconds)
+def _seconds(step: Callable[[], object], runtime: Runtime) -> float:
+    began = time.perf_counter()
+    step()
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def _first_line(error: Exception) -> str:

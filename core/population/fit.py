@@ -6,7 +6,7 @@ import torch
 
 from core.errors import ConfigError
 from core.population.alone import fit_alone
-from core.population.choose import Backend, Choice, choose
+from core.population.choose import Backend, Begun, Choice, choose
 from core.population.lockstep import fit_together
 from core.population.member import Finished, Member, Outcome, Signature, ignore
 from core.runtime import LOCAL, Record, Runtime
@@ -35,9 +35,9 @@ def fit_all(
         raise ConfigError(f"population: two members are called {twice}; records and results are kept by name")
     outcomes: dict[str, Outcome] = {}
     for bucket in buckets(members):
-        choice = choose(bucket, backend, runtime, free_bytes)
+        choice, begun = choose(bucket, backend, runtime, free_bytes, finished)
         runtime.report(_said(bucket, choice))
-        for outcome in _fit_bucket(bucket, choice, runtime, finished):
+        for outcome in _fit_bucket(bucket, choice, begun, runtime, finished):
             outcomes[outcome.name] = outcome
     return [outcomes[name] for name in names]
 
@@ -57,9 +57,12 @@ def _said(members: list[Member], choice: Choice) -> Record:
     return said
 
 
-def _fit_bucket(members: list[Member], choice: Choice, runtime: Runtime, finished: Finished) -> list[Outcome]:
+def _fit_bucket(
+    members: list[Member], choice: Choice, begun: Begun | None, runtime: Runtime, finished: Finished
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
     at_once = choice.at_once
+    lockstep = begun.go_on(runtime, finished) if begun else None
     while len(outcomes) < len(members):
         rest = members[len(outcomes) :]
         if runtime.should_stop():
@@ -68,19 +71,18 @@ def _fit_bucket(members: list[Member], choice: Choice, runtime: Runtime, finishe
             outcomes.append(fit_alone(rest[0], runtime))
             finished(outcomes[-1])
         else:
-            done, at_once = _fit_some(rest, at_once, runtime, finished)
-            outcomes += done
+            try:
+                outcomes += fit_together(rest[:at_once], runtime, finished, lockstep)
+            except RuntimeError as error:
+                at_once = _fewer(at_once, error)
+                runtime.report({"event": "warning", "message": f"memory: going on with {at_once} members at once"})
+            lockstep = None
     return outcomes
 
 
-def _fit_some(members: list[Member], at_once: int, runtime: Runtime, finished: Finished) -> tuple[list[Outcome], int]:
-    """The next members together, fewer of them if memory does not suffice after all; and how many they were."""
-    while True:
-        try:
-            return fit_together(members[:at_once], runtime, finished), at_once
-        except RuntimeError as error:
-            is_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-            if not is_memory or at_once == 1:
-                raise
-        at_once = (at_once + 1) // 2
-        runtime.report({"event": "warning", "message": f"memory: going on with {at_once} members at once"})
+def _fewer(at_once: int, error: RuntimeError) -> int:
+    """Half as many, if it was memory that did not suffice; else, and for a single member, the error."""
+    is_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    if not is_memory or at_once == 1:
+        raise error
+    return (at_once + 1) // 2

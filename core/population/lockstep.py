@@ -22,13 +22,15 @@ from core.task import Batch
 from core.train import Ended, Result, due, how_ended, require_validation, validate
 
 
-def fit_together(members: Sequence[Member], runtime: Runtime = LOCAL, finished: Finished = ignore) -> list[Outcome]:
+def fit_together(
+    members: Sequence[Member], runtime: Runtime = LOCAL, finished: Finished = ignore, begun: "Lockstep | None" = None
+) -> list[Outcome]:
     """Trains members that share a signature as one population. Outcomes come in the members' order, to `finished` as
-    they are there.
+    they are there. `begun`: these members, which have already made some steps.
 
     Raises ConfigError if they cannot be stacked, RuntimeError if an operation of the model cannot be.
     """
-    lockstep = Lockstep(members, runtime, finished)
+    lockstep = begun or Lockstep(members, runtime, finished)
     while len(lockstep.population):
         lockstep.advance()
         if runtime.should_stop():

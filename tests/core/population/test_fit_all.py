@@ -175,3 +175,24 @@ def test_a_member_without_a_validation_split_to_decide_by_is_refused() -> None:
         with pytest.raises(ConfigError, match=r"data\.split\.validation: is empty"):
             fit_all([Member("m0", impatient, data_of(impatient).shard())], backend)  # type: ignore[arg-type]
     assert fit_all([member(recipe, "m0")])[0].ended == "done"
+
+
+def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: 1e9)
+    group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
+    auto, records = fitted(group)
+    steps = [r["step"] for r in records if r.get("member") == "m0" and r.get("split") == "train"]
+    assert steps == list(range(1, 10)) and records[0]["event"] == "population"
+    together, _ = fitted(group, "vmap")
+    assert max(apart(a, b) for a, b in zip(auto, together, strict=True)) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_members_that_end_while_they_are_timed_have_ended(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: 0.0)
+    group = members(family("mlp", train__steps=steps), [{}, {}])
+    ended: list[str] = []
+    first, records = fitted(group, finished=lambda outcome: ended.append(outcome.name))
+    again, later = fitted(group)
+    assert ended == ["m0", "m1"] and [said(r)[0]["backend"] for r in (records, later)] == ["vmap", "loop"]
+    assert max(apart(a, b) for a, b in zip(first, again, strict=True)) < 1e-4
