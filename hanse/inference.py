@@ -57,10 +57,26 @@ def evaluate(
 ) -> Evaluation:
     """On what was held out of the models' own data, or on all of the data that `data.path` and its like name."""
     overrides = _other_data(overrides or {})
-    panels = (panel_on(models, overrides),) if overrides else panels_of(models)
-    split = "all" if overrides else panels[0].split if len(panels) == 1 else OUT_OF_FOLD
+    if overrides:
+        return _evaluation((panel_on(models, overrides),), "all", passes)
+    return _evaluation(panels_of(models), None, passes)
+
+
+def evaluate_each(models: Sequence[Model]) -> tuple[Evaluation, list[Prediction]]:
+    """The evaluation on what was held out, and an answer for each of its rows; none for text.
+
+    {"row", "target", "class" or "value", ...}: rows are counted from 1 as they stand in the source; of folds they are
+    all of its rows, each with its `fold`.
+    """
+    panels = panels_of(models)
+    found = [] if models[0].spec.target == "token" else [answer for panel in panels for answer in _held_out(panel)]
+    return _evaluation(panels, None, PLAIN), sorted(found, key=lambda answer: answer["row"])
+
+
+def _evaluation(panels: Sequence[Panel], split: str | None, passes: MonteCarlo) -> Evaluation:
+    split = split or (panels[0].split if len(panels) == 1 else OUT_OF_FOLD)
     judged = judge(panels, passes, choose_device("auto"))
-    folds = models[0].recipe.data.split.folds or 0 if split == OUT_OF_FOLD else 0
+    folds = panels[0].models[0].recipe.data.split.folds or 0 if split == OUT_OF_FOLD else 0
     return Evaluation(
         metrics=judged.metrics,
         details=judged.details,
@@ -88,20 +104,12 @@ def predict(models: Sequence[Model], overrides: Mapping[str, Any], passes: Monte
     return [{"row": i + 1, **answer} for i, answer in enumerate(found)]
 
 
-def held_out(models: Sequence[Model]) -> list[Prediction]:
-    """One answer per row that was held out, by the models that never saw it: {"row", "target", "class", ...}.
-
-    Rows are counted from 1 as they stand in the source; of folds they are all of its rows, each with its `fold`.
-    """
-    found: list[Prediction] = []
-    for panel in panels_of(models):
-        places = panel.data[0].rows
-        assert places is not None, "text has no rows"
-        folds = panel.models[0].recipe.data.split
-        fold = {"fold": folds.fold} if folds.folds else {}
-        columns = zip(places[panel.split].tolist(), _targets(panel), answers(panel), strict=True)
-        found += [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
-    return sorted(found, key=lambda answer: answer["row"])
+def _held_out(panel: Panel) -> list[Prediction]:
+    places, split = panel.data[0].rows, panel.models[0].recipe.data.split
+    assert places is not None, "text has no rows"
+    fold = {"fold": split.fold} if split.folds else {}
+    columns = zip(places[panel.split].tolist(), _targets(panel), answers(panel), strict=True)
+    return [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
 
 
 @torch.inference_mode()

@@ -67,7 +67,7 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
         with ray_pool(
             run.workers, run.address, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=_gpus(run)
         ) as pool:
-            _spread(pool, run, directory, specs, watch)
+            spread(pool, run, directory, specs, watch)
         return
 
     def report(record: Record) -> None:
@@ -89,9 +89,7 @@ def _gpus(run: TrainRun) -> float:
     return min(1.0, count / run.workers)
 
 
-def _spread(
-    pool: WorkerPool, run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch
-) -> None:
+def spread(pool: WorkerPool, run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch) -> None:
     """Shares members out to a pool, whose workers write into the run directory; it is followed from here."""
     stop, failures = StopRequest(directory.logs), list[BaseException]()
     stop.clear()
@@ -134,10 +132,9 @@ def conclude(repeat: Repeat, directory: RunDirectory, ended: Sequence[Summary]) 
     if not good:
         raise WorkerError(f"repeat: all {len(ended)} members failed; {ended[0]['member']}: {ended[0]['error']}")
     artifact.save_ensemble(directory.model, [summary["member"] for summary in good])
-    models = artifact.load_all(directory.model)
-    found = inference.evaluate(models)
-    if models[0].spec.target != "token":
-        directory.replace(PREDICTIONS, inference.as_text(inference.held_out(models), ".csv"))
+    found, answers = inference.evaluate_each(artifact.load_all(directory.model))
+    if answers:
+        directory.replace(PREDICTIONS, inference.as_text(answers, ".csv"))
     spread = spread_of([summary["metrics"] for summary in good], repeat.folds)
     ensemble: dict[str, Any] = {
         "split": found.split,
