@@ -29,14 +29,16 @@ def run() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         figures = alternate(lambda: 1 / _one_run(0), lambda: 1 / _fits(), 2)
-        emit("5 folds x 4 seeds in this process, over 20 fits in a row, runs/s", threads=threads, **figures)
+        emit("5 folds x 4 seeds in this process, over 20 bare fits in a row", threads=threads, **figures)
     torch.set_num_threads(1)
-    figures = alternate(lambda: 1 / _one_run(2), lambda: 1 / _fits(), 2)
-    emit("the same over 2 workers with one thread each, Ray's start included", threads=1, **figures)
+    figures = alternate(lambda: 1 / _one_run(0), lambda: 1 / _runs(), 2)
+    emit("5 folds x 4 seeds in this process, over 20 runs in a row", threads=1, **figures)
+    figures = alternate(lambda: 1 / _one_run(2), lambda: 1 / _runs(), 2)
+    emit("5 folds x 4 seeds over 2 workers, Ray's start included, over 20 runs in a row", threads=1, **figures)
     with ray_pool(2) as pool:
         _over(pool)  # the workers' imports
         figures = alternate(lambda: 1 / _over(pool), lambda: 1 / _fits(), 2)
-    emit("the same over 2 workers that were there before", threads=1, **figures)
+    emit("5 folds x 4 seeds over 2 workers that were there before, over 20 bare fits in a row", threads=1, **figures)
 
 
 def _one_run(workers: int) -> float:
@@ -57,6 +59,16 @@ def _over(pool: WorkerPool) -> float:
         spread(pool, run, directory, members(run.recipe, REPEAT), Watch(lambda record: None, lambda: False))
         conclude(REPEAT, directory, list(summaries(directory).values()))
         return time.perf_counter() - began
+
+
+def _runs() -> float:
+    """Seconds of one ordinary run for each member, in this process."""
+    recipe = parse(Recipe, {"name": "digits", **read(CONFIG)})
+    began = time.perf_counter()
+    for spec in members(recipe, REPEAT):
+        with tempfile.TemporaryDirectory() as folder:
+            hanse.train(CONFIG, {**spec.overrides, "run_dir": f"{folder}/run"}, quiet=True)
+    return time.perf_counter() - began
 
 
 def _fits() -> float:

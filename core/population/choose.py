@@ -23,8 +23,8 @@ from core.runtime import LOCAL, Runtime
 from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
-TIMED = 2  # steps of each executor, after one that warms up; the fastest counts
-CLEARLY = 1.15  # times slower together than alone: another step would not tell more
+SHARE, LEAST, MOST = 50, 2, 8  # one step in so many is timed, after one that warms up; the fastest counts
+CLEARLY = 1.5  # times slower together than alone: another step would not tell more
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def choose(
         return Choice("loop", "there is one member"), None
     begun: Begun | None = None
     try:
-        at_once, each_bytes = members_at_once(members[0], runtime.device, free_bytes)
+        largest = max(members, key=lambda member: member.shard.rows(member.recipe.train))
+        at_once, each_bytes = members_at_once(largest, runtime.device, free_bytes)
         some = members[:at_once]
         key = (Signature.of(members[0]), len(some), torch.get_num_threads(), str(runtime.device))
         if wanted == "auto" and key in _KNOWN:
@@ -100,13 +101,14 @@ def _time(
     stacked: Choice, members: Sequence[Member], runtime: Runtime, finished: Finished
 ) -> tuple[Choice, Begun | None]:
     """The faster executor; and the members that began together, if they are to go on so, or have already ended."""
-    loop_s = _loop_seconds(members[0], replace(runtime, report=lambda record: None)) * len(members)
+    count = min(MOST, max(LEAST, min(member.recipe.train.steps for member in members) // SHARE))
+    loop_s = _loop_seconds(members[0], replace(runtime, report=lambda record: None), count) * len(members)
     held: list[Callable[[], None]] = []
     quiet = replace(runtime, report=lambda record: held.append(partial(runtime.report, record)))
     lockstep = Lockstep(members, quiet, lambda outcome: held.append(partial(finished, outcome)))
     with _no_fallback():
         seconds = [_seconds(lockstep.advance, runtime)]
-        while lockstep.at and len(seconds) <= TIMED and not (seconds[1:] and seconds[-1] > CLEARLY * loop_s):
+        while lockstep.at and len(seconds) <= count and not (seconds[1:] and seconds[-1] > CLEARLY * loop_s):
             seconds.append(_seconds(lockstep.advance, runtime))
     together_s = min(seconds[1:] or seconds)  # the first step also warms up
     said = (
@@ -138,8 +140,8 @@ def _no_fallback() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(True)
 
 
-def _loop_seconds(member: Member, runtime: Runtime) -> float:
-    """Seconds of a step of one member in the ordinary loop; infinite if it diverges at once."""
+def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
+    """Seconds of the fastest of `count` steps of one member in the ordinary loop; infinite if it diverges at once."""
     recipe = member.recipe
     learner = start(recipe, member.shard.spec, member.weights, runtime)
 
@@ -148,7 +150,7 @@ def _loop_seconds(member: Member, runtime: Runtime) -> float:
         train_step(learner, {name: tensor.to(runtime.device) for name, tensor in batch.items()}, recipe, runtime)
 
     try:
-        return min([_seconds(step, runtime) for _ in range(1 + TIMED)][1:])
+        return min([_seconds(step, runtime) for _ in range(1 + count)][1:])
     except WorkerError:
         return inf
 

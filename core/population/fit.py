@@ -60,24 +60,28 @@ def _said(members: list[Member], choice: Choice) -> Record:
 def _fit_bucket(
     members: list[Member], choice: Choice, begun: Begun | None, runtime: Runtime, finished: Finished
 ) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+    outcomes = dict(begun.lockstep.outcomes) if begun else {}
+
+    def keep(outcome: Outcome) -> None:
+        """What has ended stays so, even if memory runs out for those beside it."""
+        outcomes[outcome.name] = outcome
+        finished(outcome)
+
     at_once = choice.at_once
-    lockstep = begun.go_on(runtime, finished) if begun else None
-    while len(outcomes) < len(members):
-        rest = members[len(outcomes) :]
-        if runtime.should_stop():
-            outcomes += [Outcome(member.name) for member in rest]
+    lockstep = begun.go_on(runtime, keep) if begun else None
+    while rest := [member for member in members if member.name not in outcomes]:
+        if runtime.should_stop() and not lockstep:
+            outcomes |= {member.name: Outcome(member.name) for member in rest}
         elif choice.backend == "loop":
-            outcomes.append(fit_alone(rest[0], runtime))
-            finished(outcomes[-1])
+            keep(fit_alone(rest[0], runtime))
         else:
             try:
-                outcomes += fit_together(rest[:at_once], runtime, finished, lockstep)
+                fit_together(members[:at_once] if lockstep else rest[:at_once], runtime, keep, lockstep)
             except RuntimeError as error:
                 at_once = _fewer(at_once, error)
                 runtime.report({"event": "warning", "message": f"memory: going on with {at_once} members at once"})
             lockstep = None
-    return outcomes
+    return list(outcomes.values())
 
 
 def _fewer(at_once: int, error: RuntimeError) -> int:

@@ -31,18 +31,18 @@ def free_memory(device: torch.device) -> int:
 
 
 def _bytes_of(member: Member) -> int:
-    """The estimate for one member; those of the same signature take the same."""
-    signature = Signature.of(member)
-    if signature not in _ESTIMATES:
-        recipe, train = member.recipe, member.recipe.train
+    """The estimate for one member; those of the same signature take the same, for as many rows."""
+    recipe, train = member.recipe, member.recipe.train
+    micro = max(2, -(-member.shard.rows(train) // train.accumulate))  # batch norm refuses one row
+    key = (Signature.of(member), micro)
+    if key not in _ESTIMATES:
         task = recipe.build(member.shard.spec)
         freeze(task, recipe.freeze)
-        micro = max(2, -(-member.shard.rows(train) // train.accumulate))  # batch norm refuses one row
         batch = example_batch(member.shard.spec, micro)
         costs = estimate(task, batch, recipe.optimizer, train.batch_size, train.precision)
         private = micro * costs.gradients_bytes if recipe.privacy else 0  # a gradient for each example
-        _ESTIMATES[signature] = costs.memory_bytes + private
-    return _ESTIMATES[signature]
+        _ESTIMATES[key] = costs.memory_bytes + private
+    return _ESTIMATES[key]
 
 
-_ESTIMATES: dict[Signature, int] = {}
+_ESTIMATES: dict[tuple[Signature, int], int] = {}

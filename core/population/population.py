@@ -170,6 +170,7 @@ class Population:
         """Label smoothing that differs between members travels with the examples."""
         smoothing = column([getattr(m.recipe.goal, "label_smoothing", 0.0) for m in self.members], self.rows)
         if isinstance(smoothing, float):
+            self.task.objective = self.members[0].recipe.goal  # all have it now, whoever was here before
             return batch
         return {**batch, "label_smoothing": smoothing.expand_as(batch["weight"])}
 
@@ -225,10 +226,10 @@ class Population:
         self._note_schedules()
 
     def clone(self, source: int, target: int) -> None:
-        """Copies weights, buffers, optimizer state and step of one member over another, which keeps its recipe."""
+        """Copies all weights, buffers, optimizer state and step of one member over another, which keeps its recipe."""
         there = torch.tensor([target], device=self.rows.device)
         self._put(there, self._state(torch.tensor([source], device=self.rows.device)))
-        for name, tensor in self.buffers.items():
+        for name, tensor in [*self.fixed.items(), *self.buffers.items()]:
             if not name.endswith(".p"):  # a dropout of its own, as the recipe says
                 tensor[target] = tensor[source]
         self.steps[target] = self.steps[source]
@@ -313,7 +314,8 @@ class Population:
         if weights is not None and all(name.removeprefix("network.") in weights for name in names):
             state = {name: weights[name.removeprefix("network.")] for name in names}
             if all(state[name].shape == tensor.shape for name, tensor in _state_of(self.task)):
-                return state  # nothing is left to be drawn
+                # nothing is left to be drawn
+                return {name: state[name].to(tensor.dtype) for name, tensor in _state_of(self.task)}
         report = self.runtime.report
         runtime = replace(self.runtime, report=lambda record: report({"member": member.name, **record}))
         return dict(_state_of(prepare(member.recipe, member.shard.spec, weights, runtime)))

@@ -414,9 +414,9 @@ def _check_unused(path: Path) -> None:
 def _open_log(path: Path) -> int:
     """A file to append to, cut back to its last whole line: a killed writer may have left half of one."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    if path.stat().st_size:
-        whole = path.read_bytes().rfind(b"\n") + 1
-        os.ftruncate(fd, whole)
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):  # a whole file is left alone: other workers may be adding to it
+        os.ftruncate(fd, content.rfind(b"\n") + 1)
     return fd
 
 

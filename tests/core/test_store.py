@@ -226,6 +226,25 @@ def no_space(*_: object) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_worker_that_joins_drops_no_line_that_another_writes_meanwhile(tmp_path, monkeypatch):
+    with RunDirectory.create(tmp_path / "run") as holder:
+        holder.metric(step=1)
+        read = Path.read_bytes
+
+        def slow(path):
+            content = read(path)
+            if path.name == "metrics.jsonl":
+                holder.metric(step=2)
+            return content
+
+        monkeypatch.setattr(Path, "read_bytes", slow)
+        worker = RunDirectory.join(holder.path)
+        worker.metric(step=3)
+        worker.close()
+        monkeypatch.undo()
+        assert [record["step"] for record in holder.run.metrics()] == [1, 2, 3]
+
+
 def test_a_disk_that_fills_up_within_a_line_leaves_whole_lines(tmp_path, monkeypatch):
     write = os.write
 

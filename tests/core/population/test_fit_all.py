@@ -36,7 +36,7 @@ def fitted(group: list[Member], backend: Any = "auto", **options: Any) -> tuple[
 def test_auto_takes_the_faster_of_both_and_says_which_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for loop_s, backend in ((1.0, "vmap"), (0.0, "loop")):
         choosing.forget()
-        monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, seconds=loop_s: seconds)
+        monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count, seconds=loop_s: seconds)
         outcomes, records = fitted(members(family("mlp"), [{}] * 3))
         assert said(records)[0]["backend"] == backend
         assert "ms together" in said(records)[0]["reason"]
@@ -45,7 +45,7 @@ def test_auto_takes_the_faster_of_both_and_says_which_and_why(monkeypatch: pytes
 
 def test_auto_times_members_of_one_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: timed.append(1) or 1.0)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: timed.append(1) or 1.0)
     for _ in range(2):
         _, records = fitted(members(family("mlp"), [{}] * 3))
     assert len(timed) == 1
@@ -95,6 +95,38 @@ def test_a_population_that_runs_out_of_memory_goes_on_with_half_as_many(monkeypa
     outcomes, records = fitted(members(family("mlp"), [{}] * 5), "vmap")
     assert sizes == [5, 3, 2, 2, 1] and [o.ended for o in outcomes] == ["done"] * 5
     assert len(said(records, "warning")) == 2
+
+
+def test_a_member_that_ended_before_memory_ran_out_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.population import Population
+
+    made: list[int] = []
+
+    def scarce(population: Population, *args: Any, **options: Any) -> Any:
+        made.append(len(population))
+        if len(made) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(population, *args, **options)
+
+    step = Population.step
+    monkeypatch.setattr(Population, "step", scarce)
+    ended: list[str] = []
+    group = members(family("mlp", train__steps=6), [{}, {"train.steps": 2}, {}])
+    outcomes = fit_all(group, "vmap", finished=lambda outcome: ended.append(outcome.name))
+    assert made == [2, 3, 3, 2, *[2] * 6] and ended == [
+        "m1",
+        "m0",
+        "m2",
+    ]  # the first looks for operations without a rule
+    assert [outcome.require().progress.step for outcome in outcomes] == [6, 2, 6]
+
+
+def test_a_member_with_few_examples_does_not_say_how_much_memory_the_others_take() -> None:
+    few = {"data.split.validation": 0.1, "data.split.test": 0.89}
+    small, large = members(family("mlp", train__batch_size=1000), [few, {}])
+    (_, least), (_, most) = (members_at_once(m, torch.device("cpu")) for m in (small, large))
+    _, records = fitted([small, large], "vmap")
+    assert least < most == said(records)[0]["bytes_per_member"]
 
 
 # --- models that cannot be stacked ---------------------------------------------------------------------------------
@@ -178,7 +210,7 @@ def test_a_member_without_a_validation_split_to_decide_by_is_refused() -> None:
 
 
 def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: 1e9)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1e9)
     group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
     auto, records = fitted(group)
     steps = [r["step"] for r in records if r.get("member") == "m0" and r.get("split") == "train"]
@@ -187,9 +219,20 @@ def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.M
     assert max(apart(a, b) for a, b in zip(auto, together, strict=True)) == 0
 
 
+def test_a_run_that_is_stopped_while_its_members_are_timed_keeps_those_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: asked.append(1) or 1e9)
+    group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
+    outcomes = fit_all(group, "auto", Runtime(should_stop=lambda: bool(asked)))
+    assert [outcome.ended for outcome in outcomes] == ["stopped", "done", "stopped"]
+    assert outcomes[0].require().progress.step == 4  # three were timed
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_members_that_end_while_they_are_timed_have_ended(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: 0.0)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 0.0)
     group = members(family("mlp", train__steps=steps), [{}, {}])
     ended: list[str] = []
     first, records = fitted(group, finished=lambda outcome: ended.append(outcome.name))

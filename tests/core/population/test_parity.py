@@ -99,6 +99,13 @@ def test_each_member_has_a_knob_of_its_own(knob: str) -> None:
         assert apart(together[0], other) > 1e-3, "the knob does nothing"
 
 
+def test_label_smoothing_stays_a_members_own_when_the_others_have_ended() -> None:
+    base = family("mlp", objective={"kind": "classification"})
+    changes = [{"train.steps": 2}, {"train.steps": 9, "objective.label_smoothing": 0.4}]
+    alone, together, _ = both(base, changes)
+    agree(alone, together, 1e-4)
+
+
 def test_accumulation_and_ragged_last_batches_change_nothing() -> None:
     base = family("mlp", train__accumulate=3, train__batch_size=700, train__steps=5)  # 1437 digits: 700, 700, 37
     alone, together, _ = both(base, [{}, {}])

@@ -119,6 +119,32 @@ def test_a_clone_has_the_state_of_its_source_and_the_recipe_of_its_slot() -> Non
     assert stacked.members[1].recipe.optimizer.lr == 0.5
 
 
+def test_a_clone_has_the_frozen_weights_of_its_source() -> None:
+    stacked, _ = population(family("mlp", freeze=["layers.0.*"]), 2, 1)
+    assert not equal(weights(stacked, 0), weights(stacked, 1))
+    stacked.clone(0, 1)
+    assert equal(weights(stacked, 0), weights(stacked, 1))
+
+
+def test_members_that_are_left_with_one_label_smoothing_keep_theirs() -> None:
+    base = family("mlp", objective={"kind": "classification"})
+    group = members(base, [{"objective.label_smoothing": 0.0}, {"objective.label_smoothing": 0.4}])
+    stacked, feed = Population(group), Feed(group, LOCAL.device, False)
+    stacked.select([1])
+    feed.select([1])
+    for _ in range(4):
+        stacked.step(feed.take())
+    theirs = weights_of(fit_alone(group[1]))
+    assert all(torch.allclose(t, theirs[name], atol=1e-6) for name, t in weights(stacked, 0).items())
+
+
+def test_weights_of_another_precision_are_loaded_as_the_loop_loads_them() -> None:
+    base = family("mlp")
+    given = {name: t.double() for name, t in weights_of(fit_alone(members(base, [{}])[0])).items()}
+    group = [replace(m, weights=given) for m in members(base, [{}, {}])]
+    assert max(apart(fit_alone(m), o) for m, o in zip(group, fit_together(group), strict=True)) < 1e-5
+
+
 def test_another_member_in_a_slot_trains_as_if_it_had_always_been_there() -> None:
     base = family("mlp", train__steps=20)
     group = members(base, [{}, {}, {}])
