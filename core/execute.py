@@ -41,7 +41,8 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
         result = fit(recipe, data.shard(runtime.rank, runtime.world), weights, runtime, checkpoints)
         if checkpoints:
             checkpoints.wait()
-        if result.ended != "stopped" and recipe.train.keep == "best":
+        # none is the best where the metric is never defined, as r2 of a single row: then the last weights stay
+        if result.ended != "stopped" and recipe.train.keep == "best" and result.progress.best is not None:
             best = load_best(directory.checkpoints, ["model"]) if checkpoints else None
             shared = share(best, runtime)
             assert shared is not None, "rank 0 has it"

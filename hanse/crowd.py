@@ -20,7 +20,7 @@ class Crowd:
 
     def __init__(self, members: int, ended: int, steps: int, every: int, show: Callable[[Record], None]) -> None:
         self.members, self.ended, self.steps, self.every, self.show = members, ended, steps, every, show
-        self.before, self.began = ended, time.monotonic()
+        self.before, self.began = ended, 0.0
         self.train: dict[str, Record] = {}
         self.held_out: dict[str, Record] = {}
         self.shown = 0
@@ -35,6 +35,7 @@ class Crowd:
             self.ended += event == "member_failed"
             self.show(record)
         elif record["split"] == "train":
+            self.began = self.began or time.monotonic()
             self.train[name] = record
             self._progress()
         elif record["split"] == "validation":

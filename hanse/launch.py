@@ -76,7 +76,7 @@ def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
             directory.finish("done")
             return directory.path, summary
         directory.config(to_yaml(dump_run(dataclasses.replace(run, run_dir=None, resume=False))))
-        with _recorded(directory), _stopping(directory, console) as stopping:
+        with _recorded(directory), _stopping(directory, console, run) as stopping:
             summary = _work(run, directory, console, stopping)
         return directory.path, summary
 
@@ -191,9 +191,13 @@ def _recorded(directory: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def _stopping(directory: RunDirectory, console: Console) -> Iterator[Callable[[], bool]]:
+def _stopping(directory: RunDirectory, console: Console, run: TrainRun) -> Iterator[Callable[[], bool]]:
+    what = (
+        "finishing this step; members that have ended are kept" if run.repeat else "finishing this step and saving it"
+    )
+
     def first() -> None:
-        console.event("stopping", message="finishing this step and saving it; Ctrl-C again ends at once")
+        console.event("stopping", message=f"{what}; Ctrl-C again ends at once")
 
     def abort() -> None:
         directory.finish("stopped", "aborted by a second signal")

@@ -48,6 +48,7 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     there = summaries(directory)
     left = [spec for spec in specs if spec.name not in there]
     directory.event("repeat", members=len(specs), left=len(left))
+    directory.keep_metrics(lambda record: record.get("member") in there)  # the others begin again
     if left:
         crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, watch.show)
         _train(run, directory, left, replace(watch, show=crowd))
@@ -65,7 +66,7 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
 
         assert isinstance(run.workers, int), "core.support refuses elastic workers"
         with ray_pool(
-            run.workers, run.address, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=_gpus(run)
+            min(run.workers, len(specs)), run.address, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=_gpus(run)
         ) as pool:
             spread(pool, run, directory, specs, watch)
         return

@@ -102,6 +102,11 @@ class Shard:
         """See `Data.unit`."""
         return self.data.unit
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether `batches` prepares them on threads, beside the steps."""
+        return self._examples("train").is_costly or self._changes
+
     def steps_per_epoch(self, train: Schedule) -> int:
         """Global batches in which every training example appears once."""
         return ceil_div(len(self._examples("train")), train.batch_size)
@@ -146,7 +151,7 @@ class Shard:
     def batches(self, train: Schedule, start: int = 0, noise: bool = True) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from step `start` to `train.steps`, prepared ahead on threads where that takes time."""
         steps = range(start, train.steps)
-        if not (self._examples("train").is_costly or self._changes):
+        if not self.works_ahead:
             for step in steps:
                 yield step, self.batch(train, step, noise)
             return

@@ -18,6 +18,7 @@ from core.ensemble.repeat import MemberSpec
 from core.errors import DataError, ResourceError
 from core.execute import Summary, digest, out_of_memory, require_same_data, score
 from core.population import Member, Outcome, fit_all
+from core.population.memory import free_memory
 from core.recipe import Recipe, TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.storage import artifact
@@ -82,8 +83,11 @@ def train_members(
             recipe = override(recipes[name], {"data.path": data_path}) if data_path else recipes[name]
             _save(by_name[name], recipe, data[name], outcome, directory, runtime)
 
+    # the other workers of a pool may be on this machine, and plan with the same memory
+    workers = run.workers if isinstance(run.workers, int) else 1
+    free = free_memory(runtime.device) // max(1, workers)
     with out_of_memory():
-        fit_all(group, "auto", training, finished=finished)
+        fit_all(group, "auto", training, free, finished)
 
 
 def summaries(directory: RunDirectory) -> dict[str, Summary]:

@@ -17,7 +17,7 @@ from core.learner import start
 from core.population.feed import Feed
 from core.population.lockstep import Lockstep
 from core.population.member import Finished, Member, Signature, ignore
-from core.population.memory import members_at_once
+from core.population.memory import is_memory, members_at_once
 from core.population.population import Population
 from core.runtime import LOCAL, Runtime
 from core.train import train_step
@@ -66,10 +66,11 @@ def choose(
     runtime: Runtime = LOCAL,
     free_bytes: int | None = None,
     finished: Finished = ignore,
+    most: int | None = None,
 ) -> tuple[Choice, Begun | None]:
     """The executor for members that share a signature. `vmap` too gives way to the loop where it cannot work.
 
-    `free_bytes`: the memory to count with; null is what the device has free.
+    `free_bytes`: the memory to count with; null is what the device has free. `most`: members at once, at most.
     """
     if wanted == "loop":
         return Choice("loop", "asked for"), None
@@ -79,7 +80,7 @@ def choose(
     try:
         largest = max(members, key=lambda member: member.shard.rows(member.recipe.train))
         at_once, each_bytes = members_at_once(largest, runtime.device, free_bytes)
-        some = members[:at_once]
+        some = members[: at_once if most is None else min(at_once, most)]
         key = (Signature.of(members[0]), len(some), torch.get_num_threads(), str(runtime.device))
         if wanted == "auto" and key in _KNOWN:
             return replace(_KNOWN[key], reason=f"{_KNOWN[key].reason} (known from before)"), None
@@ -90,11 +91,15 @@ def choose(
             found, begun = _time(choice, some, runtime, finished)
             _KNOWN[key] = found
             choice = replace(choice, reason=found.reason) if begun else found
-    except (ConfigError, RuntimeError) as error:  # RuntimeError: functorch has no rule for an operation
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return Choice("loop", f"these members cannot be stacked: {_first_line(error)}"), None
-    return choice, begun
+    except (ConfigError, RuntimeError) as error:
+        if not is_memory(error):  # functorch has no rule for an operation
+            return Choice("loop", f"these members cannot be stacked: {_first_line(error)}"), None
+        if len(some) == 1:
+            return Choice("loop", "memory does not suffice for two members at once"), None
+        fewer = (len(some) + 1) // 2
+    else:
+        return choice, begun
+    return choose(members, wanted, runtime, free_bytes, finished, fewer)
 
 
 def _time(
@@ -110,7 +115,8 @@ def _time(
         seconds = [_seconds(lockstep.advance, runtime)]
         while lockstep.at and len(seconds) <= count and not (seconds[1:] and seconds[-1] > CLEARLY * loop_s):
             seconds.append(_seconds(lockstep.advance, runtime))
-    together_s = min(seconds[1:] or seconds)  # the first step also warms up
+    # the first step also warms up; the others found their batches in the block that it had prepared
+    together_s = min(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]
     said = (
         f"a step of {len(members)} members takes {1e3 * together_s:.3g} ms together, {1e3 * loop_s:.3g} ms one after "
         "the other"
@@ -145,8 +151,10 @@ def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
     recipe = member.recipe
     learner = start(recipe, member.shard.spec, member.weights, runtime)
 
+    ahead = member.shard.batch(recipe.train, 0, learner.is_noisy) if member.shard.works_ahead else None
+
     def step() -> None:
-        batch = member.shard.batch(recipe.train, learner.progress.step, learner.is_noisy)
+        batch = ahead or member.shard.batch(recipe.train, learner.progress.step, learner.is_noisy)
         train_step(learner, {name: tensor.to(runtime.device) for name, tensor in batch.items()}, recipe, runtime)
 
     try:

@@ -3,6 +3,7 @@
 What `Shard.batch` gives one member for a step is what its row holds; shorter batches are filled up with weight 0.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +25,7 @@ class Feed:
         self.ready: Batch = {}  # [steps, N, R, ...]
         self.at = self.count = 0
         self.grows = 4  # steps of the first block: the first number should come soon
+        self.pace = 0.0  # seconds that each step of the newest block took to prepare
 
     def take(self) -> Batch:
         """The next batch of every member."""
@@ -48,6 +50,7 @@ class Feed:
         self.count = self.at = 0
 
     def _prepare(self) -> None:
+        began = time.perf_counter()
         pairs = list(zip(self.members, self.steps, strict=True))
         left = max([1, *(member.recipe.train.steps - step for member, step in pairs)])
         pieces = [self._piece(member, range(step, step + 1)) for member, step in pairs]
@@ -62,6 +65,7 @@ class Feed:
             tensors = [_filled(piece[name], count, most) for piece in pieces]
             self.ready[name] = torch.stack(tensors, dim=1).to(self.device, non_blocking=True)
         self.at, self.count = 0, count
+        self.pace = (time.perf_counter() - began) / count
 
     def _piece(self, member: Member, steps: range) -> Batch:
         """[steps, R, ...], or fewer steps where the member ends; at its end one batch of weight 0."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from core.errors import ConfigError
 from core.population.alone import fit_alone
-from core.population.choose import Backend, Begun, Choice, choose
+from core.population.choose import Backend, Choice, choose
 from core.population.lockstep import fit_together
 from core.population.member import Finished, Member, Outcome, Signature, ignore
+from core.population.memory import is_memory
 from core.runtime import LOCAL, Record, Runtime
 
 
@@ -35,9 +34,7 @@ def fit_all(
         raise ConfigError(f"population: two members are called {twice}; records and results are kept by name")
     outcomes: dict[str, Outcome] = {}
     for bucket in buckets(members):
-        choice, begun = choose(bucket, backend, runtime, free_bytes, finished)
-        runtime.report(_said(bucket, choice))
-        for outcome in _fit_bucket(bucket, choice, begun, runtime, finished):
+        for outcome in _fit_bucket(bucket, backend, runtime, free_bytes, finished):
             outcomes[outcome.name] = outcome
     return [outcomes[name] for name in names]
 
@@ -58,8 +55,10 @@ def _said(members: list[Member], choice: Choice) -> Record:
 
 
 def _fit_bucket(
-    members: list[Member], choice: Choice, begun: Begun | None, runtime: Runtime, finished: Finished
+    members: list[Member], backend: Backend, runtime: Runtime, free_bytes: int | None, finished: Finished
 ) -> list[Outcome]:
+    choice, begun = choose(members, backend, runtime, free_bytes, finished)
+    runtime.report(_said(members, choice))
     outcomes = dict(begun.lockstep.outcomes) if begun else {}
 
     def keep(outcome: Outcome) -> None:
@@ -69,6 +68,7 @@ def _fit_bucket(
 
     at_once = choice.at_once
     lockstep = begun.go_on(runtime, keep) if begun else None
+    del begun  # which would keep a population that memory had no room for
     while rest := [member for member in members if member.name not in outcomes]:
         if runtime.should_stop() and not lockstep:
             outcomes |= {member.name: Outcome(member.name) for member in rest}
@@ -80,13 +80,13 @@ def _fit_bucket(
             except RuntimeError as error:
                 at_once = _fewer(at_once, error)
                 runtime.report({"event": "warning", "message": f"memory: going on with {at_once} members at once"})
-            lockstep = None
+            finally:
+                lockstep = None
     return list(outcomes.values())
 
 
 def _fewer(at_once: int, error: RuntimeError) -> int:
     """Half as many, if it was memory that did not suffice; else, and for a single member, the error."""
-    is_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-    if not is_memory or at_once == 1:
+    if not is_memory(error) or at_once == 1:
         raise error
     return (at_once + 1) // 2

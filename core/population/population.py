@@ -12,6 +12,7 @@ made of ordinary kernels.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,14 +70,14 @@ class Population:
         named = list(self.task.named_parameters())
         self.layout = Layout.of(named, members[0].recipe.optimizer)
         states = [self._fresh(member) for member in members]
-        self.rows = torch.stack([self.layout.join(state) for state in states]).to(runtime.device)
+        self.rows = torch.stack([self.layout.join(state).to(runtime.device) for state in states])
         fixed = [name for name, p in named if not p.requires_grad]
         self.fixed = self._stacked(states, fixed)
         self.buffers = self._stacked(states, [name for name, _ in self.task.named_buffers()])
         self.optimizer = stack([member.recipe.optimizer for member in members], self.layout, self.rows)
         self._vary_dropout()
         self._note_schedules()
-        self._forward: Callable[..., tuple[Tensor, Tensor]] = vmap(self._member, in_dims=0)
+        self._forward: Callable[..., tuple[Tensor, Tensor]] = vmap(partial(_member, self.task, self.layout))
         self.is_compiled = runtime.compiles(members[0].recipe.train.compile)
         if self.is_compiled:
             self._forward = torch.compile(self._forward)
@@ -155,12 +156,6 @@ class Population:
         """One member's sum of clipped gradients [D] and its examples' losses [R]."""
         sums, losses = clipped_sum(self.task, self.layout.split(row), {**fixed, **buffers}, batch, clip)
         return torch.cat([sums[place.name].flatten() for place in self.layout.places]), losses
-
-    def _member(self, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What vmap lifts: the task of one member on its rows -> losses [R], weights [R]."""
-        tensors = {**self.layout.split(row), **fixed, **buffers}
-        losses, weights = functional_call(self.task, tensors, (batch,))
-        return losses, weights
 
     def _total_weight(self, micros: list[Batch]) -> Tensor:
         weigh = vmap(self.members[0].recipe.goal.weights)
@@ -260,6 +255,8 @@ class Population:
 
     def weighted_mean(self, weights: Tensor) -> Tensors:
         """The mean of the members' weights and floating-point buffers, by the network's names; `weights` [N] >= 0."""
+        if not weights.sum() > 0:
+            raise ConfigError("population: the weights of a mean must not all be 0")
         share = (weights / weights.sum()).to(self.rows.device, torch.float64)
         mean = self.layout.split(torch.einsum("n,nd->d", share, self.rows.double()).to(self.rows.dtype))
         for name, tensor in [*self.fixed.items(), *self.buffers.items()]:
@@ -321,7 +318,7 @@ class Population:
         return dict(_state_of(prepare(member.recipe, member.shard.spec, weights, runtime)))
 
     def _stacked(self, states: list[Tensors], names: list[str]) -> Tensors:
-        return {name: torch.stack([s[name].detach() for s in states]).to(self.runtime.device) for name in names}
+        return {name: torch.stack([s[name].detach().to(self.runtime.device) for s in states]) for name in names}
 
     def _vary_dropout(self) -> None:
         """Where members drop different shares, the share becomes a number per member."""
@@ -356,6 +353,14 @@ class Population:
         for name, tensor in _state_of(task):
             tensor.copy_(own[name])
         return task
+
+
+def _member(
+    task: Task, layout: Layout, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """What vmap lifts: the task of one member, whose weights are `row`, on its rows -> losses [R], weights [R]."""
+    losses, weights = functional_call(task, {**layout.split(row), **fixed, **buffers}, (batch,))
+    return losses, weights
 
 
 def _state_of(task: nn.Module) -> list[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -313,10 +313,14 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Drops the metrics of steps after `step`, which a run resumed there will write again."""
+        self.keep_metrics(lambda record: not record.get("step", 0) > step)
+
+    def keep_metrics(self, wanted: Callable[[Record], bool]) -> None:
+        """Drops the metrics that are not wanted, while nobody else writes any."""
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
-        lines = [_line(record).decode() for record in _read_lines(path) if not record.get("step", 0) > step]
+        lines = [_line(record).decode() for record in _read_lines(path) if wanted(record)]
         if "metrics.jsonl" in self._logs:
             os.close(self._logs.pop("metrics.jsonl"))
         self.replace("metrics.jsonl", "".join(lines))

@@ -52,6 +52,14 @@ def test_a_run_directory_works_after_it_was_moved_and_holds_no_path_of_the_machi
             assert str(tmp_path) not in file.read_text(), file
 
 
+def test_the_last_weights_become_the_model_if_no_evaluation_could_be_judged(tmp_path: Path) -> None:
+    data = {"kind": "table", "path": "bundled:diabetes", "split": {"validation": 0.002}}  # one row has no r2
+    changes = {"data": data, "objective": {"kind": "regression"}, "train__metric": "r2"}
+    last = run(tmp_path / "last", **changes)
+    best = run(tmp_path / "best", train__keep="best", **changes)
+    assert best["best"]["step"] is None and best["weights_sha256"] == last["weights_sha256"]
+
+
 def test_the_best_weights_become_the_model_if_the_recipe_says_so(tmp_path: Path) -> None:
     last = run(tmp_path / "last", optimizer__lr=0.2, train__steps=200)  # by then it has overfitted
     best = run(tmp_path / "best", optimizer__lr=0.2, train__steps=200, train__keep="best")

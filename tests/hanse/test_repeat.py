@@ -114,8 +114,10 @@ def test_a_run_that_was_stopped_goes_on_with_the_members_that_are_left(config: P
     for left in ("summary.json", "members/seed-2.json", "model/config.json"):
         (tmp_path / "run" / left).unlink()
     kept = (tmp_path / "run" / "members" / "seed-0.json").stat().st_mtime_ns
+    records = len(lines(tmp_path / "run", "metrics.jsonl"))
     assert train(config, tmp_path / "run", "repeat.seeds=3", "resume=true") == 0
     assert (tmp_path / "run" / "members" / "seed-0.json").stat().st_mtime_ns == kept
+    assert len(lines(tmp_path / "run", "metrics.jsonl")) == records, "what is trained again is not said twice"
     event = [e for e in lines(tmp_path / "run", "events.jsonl") if e["event"] == "repeat"][-1]
     assert (event["members"], event["left"]) == (3, 1)
     again, whole = summary(tmp_path / "run"), summary(tmp_path / "whole")

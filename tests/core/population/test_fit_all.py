@@ -223,11 +223,11 @@ def test_a_run_that_is_stopped_while_its_members_are_timed_keeps_those_that_ende
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime: asked.append(1) or 1e9)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: asked.append(1) or 1e9)
     group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
     outcomes = fit_all(group, "auto", Runtime(should_stop=lambda: bool(asked)))
     assert [outcome.ended for outcome in outcomes] == ["stopped", "done", "stopped"]
-    assert outcomes[0].require().progress.step == 4  # three were timed
+    assert outcomes[0].require().progress.step > 2
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -239,3 +239,39 @@ def test_members_that_end_while_they_are_timed_have_ended(steps: int, monkeypatc
     again, later = fitted(group)
     assert ended == ["m0", "m1"] and [said(r)[0]["backend"] for r in (records, later)] == ["vmap", "loop"]
     assert max(apart(a, b) for a, b in zip(first, again, strict=True)) < 1e-4
+
+
+def test_a_probe_that_runs_out_of_memory_is_made_again_with_half_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    whole = choosing.Lockstep
+
+    def scarce(group: list[Member], *others: Any) -> Any:
+        sizes.append(len(group))
+        if len(group) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(group, *others)
+
+    monkeypatch.setattr(choosing, "Lockstep", scarce)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1e9)
+    outcomes, records = fitted(members(family("mlp"), [{}] * 5))
+    assert sizes == [5, 3, 2] and said(records)[0]["members_at_once"] == 2
+    assert [outcome.ended for outcome in outcomes] == ["done"] * 5
+
+
+def test_batches_count_where_they_are_not_prepared_beside_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = choosing.Lockstep
+
+    def slow_data(*arguments: Any) -> Any:
+        lockstep = whole(*arguments)
+        prepare = lockstep.feed._prepare
+
+        def prepare_slowly() -> None:
+            prepare()
+            lockstep.feed.pace = 1e6
+
+        lockstep.feed._prepare = prepare_slowly
+        return lockstep
+
+    monkeypatch.setattr(choosing, "Lockstep", slow_data)
+    _, records = fitted(members(family("mlp", train__steps=20), [{}, {}]))
+    assert said(records)[0]["backend"] == "loop" and "1e+09 ms together" in said(records)[0]["reason"]

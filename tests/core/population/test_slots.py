@@ -193,6 +193,21 @@ def test_the_weighted_mean_is_that_of_the_exported_models() -> None:
         assert torch.allclose(tensor, 0.25 * models[0][name] + 0.75 * models[2][name], atol=1e-6), name
 
 
+def test_a_mean_of_nothing_is_refused() -> None:
+    stacked, _ = population(family("mlp"), 2, 0)
+    with pytest.raises(ConfigError, match="must not all be 0"):
+        stacked.weighted_mean(torch.zeros(2))
+
+
+def test_a_population_goes_as_soon_as_nobody_holds_it() -> None:
+    import weakref
+
+    stacked, _ = population(family("mlp"), 2, 1)
+    gone = weakref.ref(stacked)
+    del stacked, _
+    assert gone() is None, "on a GPU its memory must come free before the next one is made"
+
+
 def test_a_perturbation_follows_the_member_and_not_its_slot() -> None:
     first, _ = population(family("mlp"), 3, 0)
     second, _ = population(family("mlp"), 3, 0)
