@@ -20,7 +20,7 @@ from core.errors import ConfigError
 from core.runtime import choose_device
 from core.storage import artifact
 from core.storage.artifact import Model
-from hanse.launch import find_model
+from hanse.find import find_model
 
 Prediction = dict[str, Any]
 FIXED = ("missing", "normalize", "categories", "tokenizer", "context", "size", "split", "augment", "token_drop")

@@ -11,13 +11,15 @@ from typing import Any
 
 from core import support
 from core.config import apply, dump_run, parse_run, read, to_yaml
-from core.errors import ConfigError, DataError, ResourceError
+from core.errors import ConfigError, ResourceError
 from core.execute import Summary, execute
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.storage import artifact
-from core.storage.store import Run, RunDirectory, find_run, is_run, read_run, runs_root
+from core.storage.store import RunDirectory, find_run, is_run, runs_root
+from hanse import repeat
 from hanse.console import Console, JsonConsole
+from hanse.find import find_model
 from hanse.interrupt import interruptible
 from hanse.report import write_report
 from hanse.writer import continuations
@@ -38,27 +40,6 @@ def parse_train(config: Config, overrides: Mapping[str, Any]) -> TrainRun:
     run = parse_run(TrainRun, apply(mapping, overrides))
     support.check(run)
     return run
-
-
-def find_model(reference: str | Path) -> Path:
-    """The model directory that a run's name, a run directory or a model directory means. Raises DataError."""
-    path = Path(os.path.expanduser(reference))
-    if (path / "config.json").is_file():
-        return path
-    if path.is_dir() and not is_run(path):
-        raise DataError(f"{path}: neither a run nor a model directory: it has no run.json and no config.json")
-    run = read_run(path) if is_run(path) else find_run(runs_root(), str(reference))
-    if not (run.path / "model" / "config.json").is_file():
-        raise DataError(f"{reference}: this run has no model yet: {_why_no_model(run)}")
-    return run.path / "model"
-
-
-def _why_no_model(run: Run) -> str:
-    if run.status == "running":
-        return "it is running; wait for its end"
-    if run.status == "failed":
-        return f"it failed: {run.record.get('error')}"
-    return f"it is {run.status}; finish it with `hanse train FILE resume={run.id}`"
 
 
 def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
@@ -224,8 +205,6 @@ def _work(run: TrainRun, directory: RunDirectory, console: Console, stopping: Ca
         show(record)
 
     if run.repeat is not None:
-        from hanse import repeat  # which stands on this module for finding models
-
         summary = repeat.train(run, run.repeat, directory, repeat.Watch(show, stopping))
     elif run.workers == 0:
         summary = execute(run, directory, Runtime(choose_device(run.device), report=report, should_stop=stopping))

@@ -10,8 +10,8 @@ from core.config import read_overrides
 from core.errors import ConfigError
 from hanse.commands.train import headline
 from hanse.console import Console, JsonConsole
+from hanse.find import find_model
 from hanse.inference import Evaluation, evaluate, load_models, read_passes
-from hanse.launch import find_model
 from hanse.report import write_evaluation
 from hanse.report_calibration import NAMES
 

@@ -7,8 +7,8 @@ from typing import Any
 from core.config import parse, read_overrides
 from core.errors import ConfigError
 from hanse.console import Console, JsonConsole
+from hanse.find import find_model
 from hanse.inference import load_models
-from hanse.launch import find_model
 from hanse.writer import Writing, write
 
 TEXTS = ("prompt", "stop")  # taken as they are: a prompt with a colon in it is no YAML

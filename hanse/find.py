@@ -1,0 +1,28 @@
+"""The model that a word on the command line means: a run's name, a run directory or a model directory."""
+
+import os
+from pathlib import Path
+
+from core.errors import DataError
+from core.storage.store import Run, find_run, is_run, read_run, runs_root
+
+
+def find_model(reference: str | Path) -> Path:
+    """The model directory that a run's name, a run directory or a model directory means. Raises DataError."""
+    path = Path(os.path.expanduser(reference))
+    if (path / "config.json").is_file():
+        return path
+    if path.is_dir() and not is_run(path):
+        raise DataError(f"{path}: neither a run nor a model directory: it has no run.json and no config.json")
+    run = read_run(path) if is_run(path) else find_run(runs_root(), str(reference))
+    if not (run.path / "model" / "config.json").is_file():
+        raise DataError(f"{reference}: this run has no model yet: {_why_no_model(run)}")
+    return run.path / "model"
+
+
+def _why_no_model(run: Run) -> str:
+    if run.status == "running":
+        return "it is running; wait for its end"
+    if run.status == "failed":
+        return f"it failed: {run.record.get('error')}"
+    return f"it is {run.status}; finish it with `hanse train FILE resume={run.id}`"
