@@ -5,7 +5,7 @@ A row is (name, whether it applies, the message). `ARCHITECTURE.md` shows this t
 
 from collections.abc import Callable
 
-from core.data import Text
+from core.data import Image, Text
 from core.errors import ConfigError
 from core.recipe import Elastic, TrainRun
 
@@ -14,6 +14,10 @@ Row = tuple[str, Callable[[TrainRun], bool], str]
 
 def _norm(run: TrainRun) -> str:
     return str(getattr(run.recipe.model, "norm", ""))
+
+
+def _mixes(data: Image) -> bool:
+    return data.augment.mixup > 0
 
 
 ROWS: tuple[Row, ...] = (
@@ -69,6 +73,11 @@ ROWS: tuple[Row, ...] = (
         "batch norm with privacy",
         lambda run: run.recipe.privacy is not None and _norm(run) == "batch",
         "model.norm: batch statistics let every example act on the gradients of the others; use model.norm=group",
+    ),
+    (
+        "privacy with mixup",
+        lambda run: run.recipe.privacy is not None and isinstance(run.recipe.data, Image) and _mixes(run.recipe.data),
+        "data.augment.mixup: puts each example into the gradients of two rows, past its bound; set it to 0",
     ),
     (
         "privacy on several workers",

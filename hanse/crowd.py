@@ -28,11 +28,12 @@ class Crowd:
     def __call__(self, record: Record) -> None:
         """One more record."""
         name, event = record.get("member"), record.get("event")
-        if event == "member_done":
+        if event in ("member_done", "member_failed"):
+            self.train.pop(str(name), None)
             self.ended += 1
+        if event == "member_done":
             self.show({"event": event, "message": f"{name}  {record['split']} {score_of(record)}"})
         elif name is None or event:
-            self.ended += event == "member_failed"
             self.show(record)
         elif record["split"] == "train":
             self.began = self.began or time.monotonic()
@@ -42,7 +43,7 @@ class Crowd:
             self.held_out[name] = record
 
     def _progress(self) -> None:
-        steps = sum(record["step"] for record in self.train.values()) + self.before * self.steps
+        steps = sum(record["step"] for record in self.train.values()) + self.ended * self.steps
         step = steps // self.members
         if self.shown and step // self.every == self.shown // self.every:
             return
@@ -58,6 +59,8 @@ class Crowd:
             "memory_bytes": max(record["memory_bytes"] for record in self.train.values()),
             "members": f"{self.ended}/{self.members}",
         }
+        if len(self.train) == 1:
+            shown["of"] = next(iter(self.train))
         if not is_first:  # whose step also warms up
             share = (steps - self.before * self.steps) / ((self.members - self.before) * self.steps)
             seconds = time.monotonic() - self.began

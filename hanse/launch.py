@@ -205,7 +205,7 @@ def _work(run: TrainRun, directory: RunDirectory, console: Console, stopping: Ca
         show(record)
 
     if run.repeat is not None:
-        summary = repeat.train(run, run.repeat, directory, repeat.Watch(show, stopping))
+        summary = repeat.train(run, run.repeat, directory, repeat.Watch(show, stopping, in_sum=not is_for_programs))
     elif run.workers == 0:
         summary = execute(run, directory, Runtime(choose_device(run.device), report=report, should_stop=stopping))
     else:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from core.config import override
 from core.data import load
 from core.ensemble.repeat import MemberSpec, Repeat, members
 from core.ensemble.spread import spread_of
@@ -27,10 +28,12 @@ POLL_S = 0.25  # how often new records of the workers are looked for
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on: `show` gets each record, `stopping` is asked whether to end early."""
+    """Who looks on: `show` gets each record, or with `in_sum` one line for all members; `stopping` is asked whether to
+    end early."""
 
     show: Callable[[Record], None]
     stopping: Callable[[], bool]
+    in_sum: bool = True
 
 
 def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) -> Summary:
@@ -39,19 +42,20 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     Raises what training raises, and WorkerError if every member diverged.
     """
     recipe, began = run.recipe, time.perf_counter()
-    data = load(recipe.data, recipe.goal.target, recipe.seed)  # before workers start: what is wrong is said at once
+    specs = members(recipe, repeat)
+    first = override(recipe, specs[0].overrides)
+    data = load(first.data, first.goal.target, first.seed)  # before workers start: what is wrong is said at once
     require_same_data(directory, data, recipe.data.path)
     note_data(directory, data, recipe.data.path)
     if not repeat.folds and not (data.sizes["test"] or data.sizes["validation"]):
         raise ConfigError("data.split: nothing is held out to judge the members by; raise data.split.test")
-    specs = members(recipe, repeat)
     there = summaries(directory)
     left = [spec for spec in specs if spec.name not in there]
     directory.event("repeat", members=len(specs), left=len(left))
     directory.keep_metrics(lambda record: record.get("member") in there)  # the others begin again
     if left:
         crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, watch.show)
-        _train(run, directory, left, replace(watch, show=crowd))
+        _train(run, directory, left, replace(watch, show=crowd) if watch.in_sum else watch)
     there = summaries(directory)
     ended = [there[spec.name] for spec in specs if spec.name in there]
     if len(ended) < len(specs):
@@ -136,7 +140,8 @@ def conclude(repeat: Repeat, directory: RunDirectory, ended: Sequence[Summary]) 
     found, answers = inference.evaluate_each(artifact.load_all(directory.model))
     if answers:
         directory.replace(PREDICTIONS, inference.as_text(answers, ".csv"))
-    spread = spread_of([summary["metrics"] for summary in good], repeat.folds)
+    fold_of = [summary["fold"] for summary in good] if repeat.folds else []
+    spread = spread_of([summary["metrics"] for summary in good], repeat.folds, fold_of)
     ensemble: dict[str, Any] = {
         "split": found.split,
         "members": len(good),

@@ -8,7 +8,7 @@ for member in members(recipe, Repeat(folds=5)):
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from core.recipe import Recipe
@@ -21,11 +21,13 @@ class Repeat:
 
     seeds: of weights, order and dropout, counted up from the recipe's. folds: parts of the data that are tested on in
     turn. bootstraps: resamples of the training split. Whatever is not repeated is the same for all members.
+    backend: whether members train together (vmap) or in turn (loop), which differ by rounding; auto times both.
     """
 
     seeds: int = 1
     folds: int = 0
     bootstraps: int = 0
+    backend: Literal["auto", "loop", "vmap"] = "auto"
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

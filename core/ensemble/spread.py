@@ -7,7 +7,7 @@ are a sample as well, they do not say.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 LEVEL = 0.95  # how often an interval holds the mean
@@ -37,8 +37,10 @@ class Point(NamedTuple):
     members: int
 
 
-def spread_of(values: Sequence[Mapping[str, float]], folds: int = 0) -> dict[str, Spread]:
+def spread_of(values: Sequence[Mapping[str, float]], folds: int = 0, fold_of: Sequence[int] = ()) -> dict[str, Spread]:
     """The spread of every metric; each mapping holds one member's metrics. A member counts for those that it has.
+    `fold_of`: each member's fold, where several seeds share one: they say nothing new about other rows, so the interval
+    is that of the folds' means.
 
     The interval is mean +- t * std * sqrt(1 / J) of J members, with Student's t of J - 1 degrees of freedom. Members of
     `folds` (>= 2; 0: there are none) share training rows and so err alike: there it is sqrt(1 / J + 1 / (folds - 1)),
@@ -50,7 +52,14 @@ def spread_of(values: Sequence[Mapping[str, float]], folds: int = 0) -> dict[str
         for name, value in row.items():
             if _is_number(value):
                 columns.setdefault(name, []).append(value)
-    return {name: _spread(column, folds) for name, column in columns.items()}
+    found = {name: _spread(column, folds) for name, column in columns.items()}
+    if len(set(fold_of)) == len(fold_of):
+        return found
+    by_fold = [
+        [row for row, fold in zip(values, fold_of, strict=True) if fold == one] for one in dict.fromkeys(fold_of)
+    ]
+    means = spread_of([{name: one.mean for name, one in spread_of(rows).items()} for rows in by_fold], folds)
+    return {name: replace(one, low=means[name].low, high=means[name].high) for name, one in found.items()}
 
 
 def band(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Point]]:

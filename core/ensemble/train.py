@@ -87,7 +87,7 @@ def train_members(
     workers = run.workers if isinstance(run.workers, int) else 1
     free = free_memory(runtime.device) // max(1, workers)
     with out_of_memory():
-        fit_all(group, "auto", training, free, finished)
+        fit_all(group, run.repeat.backend if run.repeat else "auto", training, free, finished)
 
 
 def summaries(directory: RunDirectory) -> dict[str, Summary]:

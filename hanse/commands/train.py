@@ -2,11 +2,10 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import dump_run, read_overrides, to_yaml
+from core.config import dump_run, override, read_overrides, to_yaml
 from core.recipe import TrainRun
 from core.storage.store import runs_root
 from hanse import launch
@@ -39,9 +38,12 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
 def dry_run(file: str, words: Sequence[str], console: Console) -> int:
     """The resolved config, the sizes of the data, and what a step costs; nothing is trained or written."""
     from core.data import load
+    from core.ensemble.repeat import members
 
     train = launch.parse_train(file, read_overrides(words))
     recipe = train.recipe
+    if train.repeat:
+        recipe = override(recipe, members(recipe, train.repeat)[0].overrides)
     data = load(recipe.data, recipe.goal.target, recipe.seed)
     costs, workers = _costs(train, data.spec, data.sizes["train"]), _most(train)
     sharded = workers if train.strategy == "fsdp" else 1  # what each of them holds a part of only
@@ -128,8 +130,12 @@ def shown_members(summary: Mapping[str, Any]) -> dict[str, Any]:
     split, spread, ensemble = summary["split"], summary["spread"], summary["ensemble"]
     shown: dict[str, Any] = {"members": f"{ensemble['members']} of {len(ended)}"}
     for name in headline(summary):
-        std = spread[name]["std"]
-        shown[f"{split} {name}"] = f"{number(spread[name]['mean'])}" + (f" +- {number(std)}" if std is not None else "")
+        one = spread[name]
+        said = number(one["mean"])
+        if one["std"] is not None:
+            low, high = number(one["low"]), number(one["high"])
+            said += f" (std {number(one['std'])}, 95 %: {low} to {high})"
+        shown[f"{split} {name}"] = said
     together = headline(ensemble)
     return {**shown, **{f"ensemble {name}": value for name, value in together.items()}, "wall_s": summary["wall_s"]}
 
@@ -138,7 +144,9 @@ def _header(train: TrainRun) -> dict[str, object]:
     recipe, where = train.recipe, train.address or "this machine"
     repeat = train.repeat and {
         "repeat": ", ".join(
-            f"{count} {name}" for name, count in asdict(train.repeat).items() if count > (name == "seeds")
+            f"{count} {name}"
+            for name in ("folds", "bootstraps", "seeds")
+            if (count := getattr(train.repeat, name)) > (name == "seeds")
         )
     }
     workers = train.workers if isinstance(train.workers, int) else f"{train.workers.min} to {train.workers.max}"

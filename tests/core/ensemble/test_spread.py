@@ -119,3 +119,11 @@ def test_spreads_and_repeats_are_read_without_torch() -> None:
         "import sys, core.ensemble.spread, core.ensemble.repeat; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_seeds_of_one_fold_do_not_make_the_interval_narrower() -> None:
+    folds = [{"accuracy": value} for value in (0.9, 0.92, 0.97)]
+    twice = [row for row in folds for _ in range(2)]
+    alone, together = spread_of(folds, 3), spread_of(twice, 3, [0, 0, 1, 1, 2, 2])
+    assert (together["accuracy"].low, together["accuracy"].high) == (alone["accuracy"].low, alone["accuracy"].high)
+    assert together["accuracy"].members == 6 and together["accuracy"].mean == alone["accuracy"].mean
