@@ -56,17 +56,6 @@ class Runtime:
             dist.all_reduce(value)
         return value
 
-    def begin_total(self, value: Tensor) -> Callable[[], Tensor]:
-        """Begins `total` and goes on: no rank waits for another until it calls what is returned."""
-        work = dist.all_reduce(value, async_op=True) if self.world > 1 else None
-
-        def finish() -> Tensor:
-            if work is not None:
-                work.wait()
-            return value
-
-        return finish
-
     def from_rank_0(self, tensor: Tensor) -> Tensor:
         """Rank 0's content of a tensor, on every rank, in place."""
         if self.world > 1:

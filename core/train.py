@@ -7,7 +7,7 @@ is exact.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,7 +121,7 @@ def _backward(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Ru
         with runtime.synchronize(learner.model, i + 1 == len(micros)):
             with learner.precision.autocast():
                 losses, weights = learner.model(micro)
-            whole_weight = _nonzero(torch.dot(weights, micro["weight"])) if total is None else total()
+            whole_weight = _nonzero(torch.dot(weights, micro["weight"])) if total is None else total
             share = torch.dot(losses, micro["weight"]) / whole_weight
             learner.precision.scale(share).backward()
         shares.append(share.detach())
@@ -141,14 +141,10 @@ def _private(learner: Learner, micros: list[Batch], recipe: Recipe) -> Tensor:
     return losses.sum() / size
 
 
-def _total_weight(micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Callable[[], Tensor]:
-    """What a rank divides its losses by: the weight of the global batch, over the number of ranks, which average.
-
-    The ranks add it up during the forward pass; calling what is returned waits for that.
-    """
+def _total_weight(micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
+    """What a rank divides its losses by: the weight of the global batch, over the number of ranks, which average."""
     own = torch.stack([torch.dot(recipe.goal.weights(micro), micro["weight"]) for micro in micros]).sum()
-    finish = runtime.begin_total(own)
-    return lambda: _nonzero(finish()) / runtime.world
+    return _nonzero(runtime.total(own)) / runtime.world
 
 
 def _nonzero(weight: Tensor) -> Tensor:
