@@ -1,5 +1,6 @@
 """Runs a function on several real processes joined by gloo, without Ray: what a cluster does, in a few seconds."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -26,4 +27,6 @@ def _enter(rank: int, world: int, folder: Path, function: Callable[..., Any], ar
     try:
         torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
     finally:
+        gc.collect()  # DDP's reducers hold the group: its threads must end before the interpreter does
         dist.destroy_process_group()
+    os._exit(0)  # the result is saved; at the interpreter's end a thread of gloo has aborted it now and then
