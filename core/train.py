@@ -102,7 +102,7 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     for parameter in learner.trainable:
         parameter.grad = None
     micros = split(batch, train.accumulate)
-    loss = _private(learner, micros, recipe) if recipe.privacy else _backward(learner, micros, recipe, runtime)
+    loss = _private(learner, micros, recipe, runtime) if recipe.privacy else _backward(learner, micros, recipe, runtime)
     if measure:
         loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)
@@ -121,17 +121,18 @@ def _backward(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Ru
         with runtime.synchronize(learner.model, i + 1 == len(micros)):
             with learner.precision.autocast():
                 losses, weights = learner.model(micro)
-            whole_weight = _nonzero(torch.dot(weights, micro["weight"])) if total is None else total
+            whole_weight = nonzero(torch.dot(weights, micro["weight"])) if total is None else total
             share = torch.dot(losses, micro["weight"]) / whole_weight
             learner.precision.scale(share).backward()
         shares.append(share.detach())
     return shares[0] if len(shares) == 1 else torch.stack(shares).sum()
 
 
-def _private(learner: Learner, micros: list[Batch], recipe: Recipe) -> Tensor:
+def _private(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
     """Leaves the gradient of DP-SGD; returns the mean loss of the examples, which is not private."""
     privacy, size = recipe.privacy, recipe.train.batch_size
-    assert privacy is not None and learner.precision.scaler is None, "core.support refuses the rest"
+    assert privacy is not None
+    assert runtime.world == 1 and learner.precision.scaler is None, "core.support refuses the rest"
     named = [(name, p) for name, p in learner.task.named_parameters() if p.requires_grad]
     with learner.precision.autocast():
         sums, losses = private_gradient(learner.task, named, micros, privacy.clip)
@@ -144,10 +145,10 @@ def _private(learner: Learner, micros: list[Batch], recipe: Recipe) -> Tensor:
 def _total_weight(micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
     """What a rank divides its losses by: the weight of the global batch, over the number of ranks, which average."""
     own = torch.stack([torch.dot(recipe.goal.weights(micro), micro["weight"]) for micro in micros]).sum()
-    return _nonzero(runtime.total(own)) / runtime.world
+    return nonzero(runtime.total(own)) / runtime.world
 
 
-def _nonzero(weight: Tensor) -> Tensor:
+def nonzero(weight: Tensor) -> Tensor:
     """A batch of weight 0 has loss 0 and moves nothing."""
     return weight.clamp(min=torch.finfo(weight.dtype).tiny)
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.runtime import Record
-from hanse.format import labeled
+from hanse.format import HEADLINES, labeled
 
-HEADLINES = ("accuracy", "r2", "perplexity", "loss")  # the first that a member has is its score
 SHOWN = ("loss", *HEADLINES)  # of held-out data
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+HEADLINES = ("accuracy", "r2", "perplexity", "loss")  # the first that a model has is the one shown in a list
 
 
 def number(value: float) -> str:

@@ -80,9 +80,12 @@ class MuonOptimizer(torch.optim.Optimizer):
             updates = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for parameter, direction in zip(parameters, _orthogonal_like(updates), strict=True):
-            # an orthogonal step of RMS 0.2, as AdamW's steps have, for any shape (arXiv 2502.16982, equation 4)
-            scale = 0.2 * math.sqrt(max(direction.shape[0], direction[0].numel()))
-            parameter.add_(direction, alpha=-group["lr"] * scale)
+            parameter.add_(direction, alpha=-group["lr"] * step_scale(direction.shape))
+
+
+def step_scale(shape: torch.Size) -> float:
+    """Times this, an orthogonal step has RMS 0.2, as AdamW's have, in any shape (arXiv 2502.16982, equation 4)."""
+    return 0.2 * math.sqrt(max(shape[0], shape[1:].numel()))
 
 
 def _orthogonal_like(updates: list[Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ number, so that members which differ in nothing pay for nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim.adam import adam
 
 from core.errors import ConfigError
 from core.optim.configs import SGD, Adam, AdamW, Lion, Muon, RMSprop, is_hidden_matrix
-from core.optim.muon import orthogonalize
+from core.optim.muon import orthogonalize, step_scale
 
 Number = float | Tensor  # one for all members, or [N, 1]
 
@@ -78,8 +78,6 @@ class Layout:
 
 class Stacked(ABC):
     """What the twins share: state as named matrices [N, D] (or fewer columns), and hyperparameters per member."""
-
-    uses_steps = False  # whether a member's number of finished steps enters its update
 
     def __init__(self, configs: Sequence[Any], layout: Layout, rows: Tensor) -> None:
         self.configs, self.layout = list(configs), layout
@@ -257,11 +255,9 @@ class StackedMuon(StackedAdam):
         for place in self.layout.places:
             if place.end > hidden:
                 break
-            height, width = place.shape[0], prod(place.shape[1:])
-            matrices = directions[:, place.start : place.end].reshape(len(rows), height, width)
+            matrices = directions[:, place.start : place.end].reshape(len(rows), place.shape[0], -1)
             moved = orthogonalize(matrices).reshape(len(rows), -1)
-            # an orthogonal step of RMS 0.2, as in MuonOptimizer
-            subtract(rows[:, place.start : place.end], moved, lr * (0.2 * sqrt(max(height, width))))
+            subtract(rows[:, place.start : place.end], moved, lr * step_scale(place.shape))
         if hidden < self.layout.size:
             self.move(rows[:, hidden:], gradients[:, hidden:].contiguous(), lr, steps)
 

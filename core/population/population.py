@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.errors import ConfigError
 from core.learner import freeze, prepare
@@ -30,6 +29,7 @@ from core.privacy.gradient import clipped_sum, noise_like, plain_attention
 from core.randomness import generator
 from core.runtime import LOCAL, Runtime
 from core.task import Batch, Task, split
+from core.train import nonzero
 
 Tensors = dict[str, Tensor]
 
@@ -125,7 +125,7 @@ class Population:
         for micro in micros:
             with self.precision.autocast(), _kernels(rows.device):
                 each, weights = self._forward(rows, self.fixed, self.buffers, micro)
-            whole = _nonzero((weights * micro["weight"]).sum(1)) if total is None else total
+            whole = nonzero((weights * micro["weight"]).sum(1)) if total is None else total
             share = (each * micro["weight"]).sum(1) / whole
             (gradient,) = torch.autograd.grad(share.sum(), rows)
             losses = losses + share.detach()
@@ -159,7 +159,7 @@ class Population:
 
     def _total_weight(self, micros: list[Batch]) -> Tensor:
         weigh = vmap(self.members[0].recipe.goal.weights)
-        return _nonzero(torch.stack([(weigh(micro) * micro["weight"]).sum(1) for micro in micros]).sum(0))
+        return nonzero(torch.stack([(weigh(micro) * micro["weight"]).sum(1) for micro in micros]).sum(0))
 
     def _with_smoothing(self, batch: Batch) -> Batch:
         """Label smoothing that differs between members travels with the examples."""
@@ -376,10 +376,5 @@ def _require_alike(member: Member, first: Member, signature: Signature) -> None:
 
 
 def _kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """On a CPU the fused attention has no batching rule; the plain one is made of products that have."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _nonzero(weight: Tensor) -> Tensor:
-    """A batch of weight 0 has loss 0 and moves nothing."""
-    return weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    """On a CPU the fused attention has no batching rule."""
+    return plain_attention() if device.type == "cpu" else nullcontext()

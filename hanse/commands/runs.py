@@ -10,9 +10,7 @@ from core.errors import ConfigError, DataError
 from core.storage.store import Run, find_run, is_run, list_runs, read_run, runs_root
 from core.storage.store import remove as remove_run
 from hanse.console import Console, JsonConsole
-from hanse.format import duration, number, size
-
-HEADLINES = ("accuracy", "r2", "perplexity", "loss")  # the first that a run has is its number in the list
+from hanse.format import HEADLINES, duration, number, size
 
 
 def table(console: Console) -> int:

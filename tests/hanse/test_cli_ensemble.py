@@ -55,16 +55,6 @@ def ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name / "model" for name in CONFIGS}
 
 
-@pytest.fixture
-def wines(tmp_path: Path) -> Path:
-    table, path = read_table("wine"), tmp_path / "wines.csv"
-    lines = [",".join(["target", *table.columns])]
-    for row, target in zip(table.inputs, table.targets, strict=True):
-        lines.append(",".join([table.classes[int(target)], *map(str, row)]))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     capsys.readouterr()
     assert main([*words, "--json"]) == 0

@@ -38,17 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(root / name) for name in CONFIGS}
 
 
-@pytest.fixture
-def wines(tmp_path: Path) -> Path:
-    """The bundled wines as a user's csv, the class in the first column."""
-    table, path = read_table("wine"), tmp_path / "wines.csv"
-    lines = [",".join(["target", *table.columns])]
-    for row, target in zip(table.inputs, table.targets, strict=True):
-        lines.append(",".join([table.classes[int(target)], *map(str, row)]))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def ended(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["event"] == "end"

@@ -143,7 +143,7 @@ child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIP
 open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
 child.wait()
 """
-    assert probe(code, timeout_s=1) == {"error": "no answer within 1 s"}
+    assert probe(code, timeout_s=3) == {"error": "no answer within 3 s"}  # time for an interpreter on a busy machine
     pid = int((tmp_path / "pid").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
