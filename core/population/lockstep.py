@@ -73,7 +73,7 @@ class Lockstep:
     def end(self, gone: "dict[str, Ended | WorkerError]") -> None:
         """These members leave, each with how it ended or its error."""
         for name, how in gone.items():
-            self.progress[name].step = self.step - isinstance(how, WorkerError)  # whose last step was not made
+            self.progress[name].step = self.step
             self.outcomes[name] = self._outcome(name, how)
             self.finished(self.outcomes[name])
             del self.at[name]

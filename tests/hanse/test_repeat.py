@@ -1,8 +1,10 @@
 """`repeat` in a config: many members of one recipe, their spread, and one ensemble of them."""
 
 import json
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from core.config import override, parse_run, read
 from core.ensemble.repeat import members
-from core.ensemble.train import summaries
+from core.ensemble.train import Share, summaries, train_share
 from core.recipe import TrainRun
 from core.storage import artifact
 from core.storage.store import RunDirectory
@@ -81,6 +83,9 @@ def test_folds_judge_every_row_once_by_members_that_never_saw_it(config: Path, t
     assert found["split"] == "out-of-fold" and found["ensemble"]["examples"] == 1797
     assert sum(map(sum, found["details"]["confusion"])) == 1797
     assert {(m["fold"], m["seed"]) for m in found["members"]} == {(f, s) for f in range(3) for s in range(2)}
+    means = [sum(m["metrics"]["loss"] for m in found["members"] if m["fold"] == fold) / 2 for fold in range(3)]
+    reach = 4.302653 * statistics.stdev(means) * math.sqrt(1 / 3 + 1 / 2)  # Student's t of 2 degrees of freedom
+    assert found["spread"]["loss"]["high"] == pytest.approx(sum(means) / 3 + reach)
     rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()
     header, *body = (row.split(",") for row in rows)
     assert header[:4] == ["row", "fold", "target", "class"]
@@ -122,6 +127,19 @@ def test_a_run_that_was_stopped_goes_on_with_the_members_that_are_left(config: P
     assert (event["members"], event["left"]) == (3, 1)
     again, whole = summary(tmp_path / "run"), summary(tmp_path / "whole")
     assert again["metrics"] == pytest.approx(whole["metrics"], abs=1e-3)
+
+
+def test_a_worker_that_takes_over_a_share_trains_only_what_is_left_of_it(config: Path, tmp_path: Path) -> None:
+    assert train(config, tmp_path / "run", "repeat.seeds=3") == 0
+    run = parse_run(TrainRun, read(tmp_path / "run" / "config.yaml"))
+    assert run.repeat is not None
+    (tmp_path / "run" / "members" / "seed-1.json").unlink()
+    marks = [tmp_path / "run" / "model" / name / "mark" for name in ("seed-0", "seed-1", "seed-2")]
+    for mark in marks:
+        mark.touch()
+    with RunDirectory.open(tmp_path / "run") as directory:
+        train_share(Share.of(run, directory, members(run.recipe, run.repeat)))
+    assert [mark.exists() for mark in marks] == [True, False, True]
 
 
 def test_a_run_whose_members_have_all_ended_trains_nothing(
@@ -270,6 +288,7 @@ def test_ctrl_c_ends_a_repeat_and_says_how_to_go_on(config: Path, tmp_path: Path
     assert process.returncode == 130
     last = json.loads(out.splitlines()[-1])
     assert last["event"] == "end" and last["summary"]["ended"] == "stopped"
+    assert not list((tmp_path / "run").glob("members/*")), "a member that was stopped has not ended"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
 
 

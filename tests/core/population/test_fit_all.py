@@ -67,6 +67,32 @@ def test_members_of_different_shapes_go_in_populations_of_their_own() -> None:
     assert [record["members"] for record in said(records)] == [2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer.nesterov": True},
+        {"optimizer.momentum": 0.0},
+        {"optimizer.decay_vectors": True},
+        {"train.accumulate": 2},
+        {"train.precision": "bf16"},
+        {"freeze": ["head.*"]},
+        {"privacy": {"clip": 1.0}},
+    ],
+    ids=str,
+)
+def test_what_is_no_mere_number_keeps_members_apart(change: dict[str, Any]) -> None:
+    group = members(family("mlp", optimizer={"kind": "sgd"}), [{}, change, {}])
+    assert [[m.name for m in bucket] for bucket in buckets(group)] == [["m0", "m2"], ["m1"]]
+
+
+def test_batch_norm_does_not_meet_fill_that_it_would_not_meet_alone() -> None:
+    base = family("cnn batch norm", train__batch_size=200)
+    group = members(base, [{}, {"data.split.test": 0.8}])  # 1437 and 180 examples
+    assert [len(bucket) for bucket in buckets(group)] == [1, 1]
+    alone, together = fitted(group, "loop")[0], fitted(group, "vmap")[0]
+    assert max(apart(a, b) for a, b in zip(alone, together, strict=True)) < 1e-4
+
+
 def test_more_members_than_memory_holds_train_in_parts_with_the_same_numbers() -> None:
     group = members(family("mlp"), [{}] * 5)
     _, each = members_at_once(group[0], torch.device("cpu"))

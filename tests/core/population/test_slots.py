@@ -110,9 +110,11 @@ def test_a_clone_has_the_state_of_its_source_and_the_recipe_of_its_slot() -> Non
     group = members(base, [{}, {"model.dropout": 0.4, "optimizer.lr": 0.5}])
     stacked = Population(group)
     feed = Feed(group, LOCAL.device, stacked.is_noisy)
-    for _ in range(3):
-        stacked.step(feed.take())
+    for step in range(3):
+        stacked.step(feed.take(), active=torch.tensor([True, step > 0]))
+    assert stacked.steps == [3, 2]
     stacked.clone(0, 1)
+    assert stacked.steps == [3, 3]
     ours, theirs = whole(stacked, 0), whole(stacked, 1)
     assert all(torch.equal(ours[n], theirs[n]) for n in ours if not n.endswith(".p"))
     assert any(not torch.equal(ours[n], theirs[n]) for n in ours if n.endswith(".p"))
@@ -166,6 +168,13 @@ def test_another_member_in_a_slot_trains_as_if_it_had_always_been_there() -> Non
     assert all(torch.allclose(t, weights(stacked, 0)[n], atol=1e-5) for n, t in weights_of(fit_alone(old)).items())
 
 
+def test_a_member_past_its_end_is_fed_rows_without_weight() -> None:
+    group = members(family("mlp"), [{"train.steps": 2}, {"train.steps": 5}])
+    feed = Feed(group, LOCAL.device, noise=False)
+    weights = [feed.take()["weight"].sum(1).tolist() for _ in range(5)]
+    assert weights == [[12, 12], [12, 12], [0, 12], [0, 12], [0, 12]]
+
+
 def test_changed_hyperparameters_keep_the_state() -> None:
     stacked, feed = population(family("mlp"), 2, 2)
     before = whole(stacked, 1)
@@ -217,5 +226,6 @@ def test_a_perturbation_follows_the_member_and_not_its_slot() -> None:
     second.perturb(torch.tensor([0.1, 0.1, 0.1]), "generation", 4)
     assert torch.equal(first.rows, second.rows.flip(0))
     assert (first.rows - base).std().item() == pytest.approx(0.1, rel=0.1)
+    assert not torch.allclose((first.rows - base)[0], (first.rows - base)[1], atol=1e-3)
     first.perturb(0.1, "generation", 5)
     assert not torch.allclose(first.rows - base, 2 * (second.rows.flip(0) - base))
