@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,11 +93,16 @@ def read(path: str | Path) -> Mapped:
         raise ConfigError(f"{path}: no such config file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    data = _parse_yaml(text, str(path))
+    return read_text(text, str(path))
+
+
+def read_text(text: str, name: str) -> Mapped:
+    """The mapping in YAML text; `name` is for messages. Raises ConfigError."""
+    data = _parse_yaml(text, name)
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, this file holds a {type(data).__name__}")
+        raise ConfigError(f"{name}: a config is a mapping of keys, this file holds a {type(data).__name__}")
     return data
 
 
@@ -187,6 +192,11 @@ def _parse_dataclass(cls: Any, value: Any, path: str) -> Any:
 
 
 def _parse_value(hint: Any, value: Any, path: str, default: Any) -> Any:
+    each = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if each is not None and _dataclasses_of(each):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{path}: expected a list of sections with a kind, got {value!r}")
+        return tuple(_parse_value(each, one, f"{path}.{i}", None) for i, one in enumerate(value))
     members = _dataclasses_of(hint)
     if not members:
         return _parse_leaf(hint, value, path)

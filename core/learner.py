@@ -6,7 +6,7 @@ A checkpoint holds all of it and nothing else: batches, dropout and the learning
 import fnmatch
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,26 @@ class Progress:
         return better
 
 
+@dataclass(frozen=True)
+class Pull:
+    """What each step adds to the gradients: strength * (weights - anchor) + shift; one tensor a parameter, or absent.
+
+    The gradient of a proximal term (arXiv 1812.06127), and a control variate (arXiv 1910.06378).
+    """
+
+    strength: float = 0.0
+    anchor: list[Tensor] | None = None
+    shift: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def add(self, parameters: list[Any], gradients: list[Tensor]) -> None:
+        """Adds it to the gradients of these parameters, in place."""
+        if self.strength and self.anchor is not None:
+            torch._foreach_add_(gradients, torch._foreach_sub(parameters, self.anchor), alpha=self.strength)
+        if self.shift is not None:
+            torch._foreach_add_(gradients, self.shift)
+
+
 @dataclass
 class Learner:
     """task: network and objective; model: the same as the runtime wraps it; trainable: the parameters that move."""
@@ -55,6 +75,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     precision: Precision = field(default_factory=Precision)
     progress: Progress = field(default_factory=Progress)
+    pull: Pull | None = None
 
     def __post_init__(self) -> None:
         self.trainable = [p for p in self.task.parameters() if p.requires_grad]

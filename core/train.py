@@ -33,12 +33,16 @@ Ended = Literal["done", "early", "stopped"]
 
 @dataclass(frozen=True)
 class Result:
-    """The trained task (its last weights) and how the loop ended: done, early (patience) or stopped (asked to)."""
+    """The trained task (its last weights) and how the loop ended: done, early (patience) or stopped (asked to).
+
+    loss: the mean of the steps made here, on one rank; None if there were none.
+    """
 
     task: Task
     progress: Progress
     ended: Ended
     seconds: float = field(compare=False)
+    loss: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,16 @@ def fit(
     weights: dict[str, Tensor] | None = None,
     runtime: Runtime = LOCAL,
     checkpoints: Saver | None = None,
+    learner: Learner | None = None,
 ) -> Result:
     """Trains on this rank's shard, from `weights` (or fresh ones), or on from the newest checkpoint if there is one.
 
-    Only rank 0 is given `checkpoints`. Raises WorkerError when loss or weights stop being finite; no checkpoint holds
-    such a state.
+    Only rank 0 is given `checkpoints`. `learner`: one at step 0 that is already there, in place of a new one with
+    `weights`. Raises WorkerError when loss or weights stop being finite; no checkpoint holds such a state.
     """
     train, began = recipe.train, time.perf_counter()
     judges = require_validation(shard, train)
-    learner = start(recipe, shard.spec, weights, runtime)
+    learner = learner or start(recipe, shard.spec, weights, runtime)
     progress = learner.progress
     saves = runtime.any(checkpoints is not None)
     if saves:
@@ -71,12 +76,13 @@ def fit(
     if runtime.rank == 0:
         runtime.report({"event": "started", "step": progress.step})
     meter, asked = Meter(recipe, shard.spec, runtime, progress.step), StopWatch(runtime)
-    ended = how_ended(progress, train)
+    ended, summed, first = how_ended(progress, train), torch.zeros(()), progress.step
     for step, batch in shard.batches(train, progress.step, noise=learner.is_noisy):
         if ended:
             break
         log = step == 0 or due(step + 1, train.log_every, train.steps)
         outcome = train_step(learner, _move(batch, runtime.device), recipe, runtime, measure=log)
+        summed = summed + outcome.loss
         if log:
             meter.report(outcome.loss, outcome.norm, learner)
         with meter.paused():
@@ -88,7 +94,8 @@ def fit(
                 snapshot = capture(learner, runtime)
                 if checkpoints:
                     checkpoints.save(snapshot, best=best)
-    return Result(learner.task, progress, ended or "done", time.perf_counter() - began)
+    loss = summed.item() / (progress.step - first) if progress.step > first else None
+    return Result(learner.task, progress, ended or "done", time.perf_counter() - began, loss)
 
 
 def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime = LOCAL, measure: bool = False) -> Step:
@@ -103,6 +110,9 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
         parameter.grad = None
     micros = split(batch, train.accumulate)
     loss = _private(learner, micros, recipe, runtime) if recipe.privacy else _backward(learner, micros, recipe, runtime)
+    if learner.pull:
+        assert precision.scaler is None, "core.support refuses fp16 in a federation"
+        learner.pull.add(learner.trainable, [p.grad for p in learner.trainable if p.grad is not None])
     if measure:
         loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)

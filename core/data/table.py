@@ -83,6 +83,24 @@ def open_table(preprocess: Preprocess, config: Table) -> Data:
     return Data(preprocess, source.fingerprint, parts, rows=rows)
 
 
+def column_values(config: Table, data: Data, name: str) -> NDArray[Any]:
+    """[N]: what a column holds for each training row of `data`, numbers or texts; it need not be an input.
+
+    Raises DataError if there is no such column, a cell is empty, or the table is no longer the one of `data`.
+    """
+    source = _read(config)
+    if source.fingerprint != data.fingerprint:
+        raise DataError(f"{config.path}: has changed since it was loaded; load it again")
+    if name not in source.columns:
+        raise DataError(f"{source.name}: there is no column '{name}'; {nearest(name, source.columns)}")
+    bad = bad_cell(source.columns[name])
+    if bad is not None:
+        raise DataError(f"{source.name}: row {bad[0] + 1}, column '{name}': {bad[1]}; every row needs one")
+    assert data.rows is not None
+    values: NDArray[Any] = source.columns[name][data.rows["train"].numpy()]
+    return values
+
+
 def _read(config: Table) -> Source:
     name = bundled_name(config.path, bundled.TABLES)
     if name is None:

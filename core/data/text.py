@@ -1,7 +1,10 @@
 """Text: documents to one row of tokens per split, and windows over it. The tokenizer sees training text only."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import torch
 
 from core.data.augment import Augmentation
 from core.data.config import Text
@@ -45,6 +48,27 @@ def open_text(preprocess: Preprocess, config: Text) -> Data:
     documents = _read(config)
     examples = _held_out(config, tokenizer, "test", [text for _, text in documents])
     return Data(preprocess, _fingerprint(documents), {"test": examples})
+
+
+def window_documents(config: Text, data: Data) -> list[str]:
+    """[N]: for each training window in fixed order the name of the document that its middle token is of.
+
+    A name is a file's path below the folder, FILE:LINE in a jsonl file, or a help topic. DataError if the text is no
+    longer the one of `data`.
+    """
+    documents = _read(config)
+    if _fingerprint(documents) != data.fingerprint:
+        raise DataError(f"{config.path}: has changed since it was loaded; load it again")
+    if len(documents) > sys.maxunicode:
+        raise DataError(f"{config.path}: at most {sys.maxunicode} documents can be told apart, not {len(documents)}")
+    # a split looks at lengths alone, so texts of one letter each, their number, show which piece is of which document
+    numbered = [chr(i) * len(text) for i, (_, text) in enumerate(documents)]
+    pieces = [ord(piece[0]) for piece in split_documents(numbered, config.split, data.seed)["train"]]
+    windows = data.splits["train"]
+    assert isinstance(windows, Windows)
+    ends = (windows.tokens == data.preprocess.tokenizer.end).nonzero()[:, 0]
+    middles = windows.addresses(data.seed, None) + config.context // 2
+    return [documents[pieces[i]][0] for i in torch.searchsorted(ends, middles).tolist()]
 
 
 def _windows(config: Text, tokenizer: Tokenizer, documents: list[str]) -> Windows:

@@ -15,18 +15,21 @@ from core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Constant:
-    """The base rate, after the warmup."""
+    """`level` times the base rate, after the warmup."""
 
     kind: Literal["constant"] = "constant"
     warmup: int = 0
+    level: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self.warmup)
+        if not 0 <= self.level <= 1:
+            raise ValueError(f"level must be in [0, 1], a fraction of the base rate, got {self.level}")
 
     def factor(self, step: int, steps: int) -> float:
-        """In (0, 1]. ConfigError if the warmup is longer than the run."""
+        """In [0, 1]. ConfigError if the warmup is longer than the run."""
         warm, _ = _progress(step, steps, self.warmup)
-        return warm
+        return self.level * warm
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,18 @@ class Stacked(ABC):
         index = torch.tensor(rows, dtype=torch.long)
         self.state = {name: m.index_select(0, index.to(m.device)) for name, m in self.state.items()}
 
+    def restart(self, count: int, rows: Tensor) -> None:
+        """So many members begin anew, all with the numbers of the first one, weights `rows` [N, D]."""
+        self.configs = [self.configs[0]] * count
+        self._numbers.clear()
+        self.state = {name: rows.new_zeros(count, width) for name, width in self.widths().items()}
+
+    def shorten(self, count: int) -> None:
+        """Only the first `count` members go on."""
+        self.configs = self.configs[:count]
+        self._numbers.clear()
+        self.state = {name: matrix[:count] for name, matrix in self.state.items()}
+
     def number(self, name: str, like: Tensor) -> Number:
         """A hyperparameter of all members: `lr`, `weight_decay`, `betas.0`, ..."""
         if name not in self._numbers:

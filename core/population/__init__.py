@@ -7,8 +7,21 @@ member to many with vmap; `lockstep.py` fits with it. `choose.py` times both.
 """
 
 from core.population.choose import Backend
+from core.population.cohort import Cohort, Job, Trained
 from core.population.fit import fit_all
+from core.population.frame import Frame
 from core.population.member import Member, Outcome, Signature
 from core.population.population import Population
 
-__all__ = ["Backend", "Member", "Outcome", "Population", "Signature", "fit_all"]
+__all__ = [
+    "Backend",
+    "Cohort",
+    "Frame",
+    "Job",
+    "Member",
+    "Outcome",
+    "Population",
+    "Signature",
+    "Trained",
+    "fit_all",
+]

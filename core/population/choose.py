@@ -86,7 +86,7 @@ def choose(
             return replace(_KNOWN[key], reason=f"{_KNOWN[key].reason} (known from before)"), None
         choice = Choice("vmap", "asked for", len(some), each_bytes)
         if wanted == "vmap":
-            _require_rules(some[:2], runtime)
+            require_rules(some[:2], runtime)
         else:
             found, begun = _time(choice, some, runtime, finished)
             _KNOWN[key] = found
@@ -128,7 +128,7 @@ def _time(
     return choice, Begun(lockstep, held) if keeps else None
 
 
-def _require_rules(members: Sequence[Member], runtime: Runtime) -> None:
+def require_rules(members: Sequence[Member], runtime: Runtime) -> None:
     """RuntimeError if an operation of these members would fall back to a hidden loop."""
     population = Population(members, replace(runtime, report=lambda record: None))
     with _no_fallback():

@@ -19,12 +19,14 @@ BLOCK_STEPS = 64
 class Feed:
     """Each member goes on from its own step. A member that has come to its end gets rows of weight 0."""
 
-    def __init__(self, members: Sequence[Member], device: torch.device, noise: bool) -> None:
+    def __init__(self, members: Sequence[Member], device: torch.device, noise: bool, first: int = 4) -> None:
+        """`first`: the steps of the first block; few, where the first number should come soon."""
         self.members, self.device, self.noise = list(members), device, noise
         self.steps = [0] * len(self.members)  # where each member is
         self.ready: Batch = {}  # [steps, N, R, ...]
         self.at = self.count = 0
-        self.grows = 4  # steps of the first block: the first number should come soon
+        self.grows = first
+        self.member_bytes = 0  # of one step, at most
         self.pace = 0.0  # seconds that each step of the newest block took to prepare
 
     def take(self) -> Batch:
@@ -53,12 +55,12 @@ class Feed:
         began = time.perf_counter()
         pairs = list(zip(self.members, self.steps, strict=True))
         left = max([1, *(member.recipe.train.steps - step for member, step in pairs)])
-        pieces = [self._piece(member, range(step, step + 1)) for member, step in pairs]
-        bytes_per_step = sum(tensor.nbytes for piece in pieces for tensor in piece.values())
-        count = max(1, min(left, self.grows, BLOCK_STEPS, BLOCK_BYTES // max(1, bytes_per_step)))
+        if not self.member_bytes:
+            largest = max(self.members, key=lambda member: member.recipe.train.batch_size)
+            self.member_bytes = sum(tensor.nbytes for tensor in self._piece(largest, range(1)).values())
+        count = max(1, min(left, self.grows, BLOCK_STEPS, BLOCK_BYTES // max(1, self.member_bytes * len(pairs))))
         self.grows *= 4
-        if count > 1:
-            pieces = [self._piece(member, range(step, step + count)) for member, step in pairs]
+        pieces = [self._piece(member, range(step, step + count)) for member, step in pairs]
         most = max(piece["weight"].shape[1] for piece in pieces)
         self.ready = {}
         for name in pieces[0]:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from core.errors import ConfigError
-from core.learner import freeze, prepare
+from core.learner import Pull, freeze, prepare
 from core.models.layers import Dropout
 from core.optim.stacked import Layout, column, stack
 from core.population.member import Member, Signature
+from core.population.recorded import Recording
 from core.precision import Precision
 from core.privacy.gradient import clipped_sum, noise_like, plain_attention
 from core.randomness import generator
@@ -82,6 +83,8 @@ class Population:
         if self.is_compiled:
             self._forward = torch.compile(self._forward)
         self._mirror: Task | None = None
+        self._recording = Recording(self._shares)
+        self.pull: Pull | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -97,6 +100,8 @@ class Population:
         resting = None if resting is None or not len(resting) else resting
         buffers = {n: t[resting].clone() for n, t in self.buffers.items()} if resting is not None else {}
         losses, gradients = self._gradients(batch)
+        if self.pull:
+            self.pull.add([self.rows], [gradients])
         norms = self._clip(gradients, measure)
         moved = self._moved(losses, norms, active, measure)
         if moved is None:
@@ -119,19 +124,33 @@ class Population:
         if self.members[0].recipe.privacy:
             return self._private(micros)
         total = None if len(micros) == 1 else self._total_weight(micros)
-        rows = self.rows.detach().requires_grad_()
+        if total is None and self._can_record():
+            return self._recording(self.rows, self.fixed, self.buffers, batch)
         losses = self.rows.new_zeros(len(self))
         gradients: Tensor | None = None
         for micro in micros:
-            with self.precision.autocast(), _kernels(rows.device):
-                each, weights = self._forward(rows, self.fixed, self.buffers, micro)
-            whole = nonzero((weights * micro["weight"]).sum(1)) if total is None else total
-            share = (each * micro["weight"]).sum(1) / whole
-            (gradient,) = torch.autograd.grad(share.sum(), rows)
-            losses = losses + share.detach()
+            share, gradient = self._shares(self.rows, self.fixed, self.buffers, micro, total)
+            losses = losses + share
             gradients = gradient if gradients is None else gradients.add_(gradient)
         assert gradients is not None
         return losses, gradients
+
+    def _shares(
+        self, rows: Tensor, fixed: Tensors, buffers: Tensors, micro: Batch, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The members' shares [N] of their losses in a micro-batch, and the gradients [N, D] of those."""
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            with self.precision.autocast(), _kernels(rows.device):
+                each, weights = self._forward(rows, fixed, buffers, micro)
+            whole = nonzero((weights * micro["weight"]).sum(1)) if total is None else total
+            share = (each * micro["weight"]).sum(1) / whole
+            (gradient,) = torch.autograd.grad(share.sum(), rows)
+        return share.detach(), gradient
+
+    def _can_record(self) -> bool:
+        """Whether a step is a plain function of its tensors: none of them is changed on the way."""
+        return not self.is_compiled and self.precision.dtype is None and not self.buffers
 
     def _private(self, micros: list[Batch]) -> tuple[Tensor, Tensor]:
         """The same by DP-SGD: each example of each member is clipped by itself, each member gets noise of its own."""
@@ -220,6 +239,26 @@ class Population:
         self.optimizer.select(rows)
         self._note_schedules()
 
+    def restart(self, members: Sequence[Member], rows: Tensor, buffers: Tensors) -> None:
+        """All members begin anew, with the weights `rows` [N, D] and these buffers, which become the population's own.
+
+        The new members must have the old ones' signature, optimizers and dropout; schedules and steps may be other.
+        """
+        self.members, self.steps = list(members), [0] * len(members)
+        self.rows, self.buffers = rows, buffers
+        self.fixed = {name: tensor[:1].expand(len(members), *tensor.shape[1:]) for name, tensor in self.fixed.items()}
+        self.optimizer.restart(len(members), rows)
+        self._note_schedules()
+
+    def shorten(self, count: int) -> None:
+        """Only the first `count` members go on; the rows of the others stay as they are, in the same memory."""
+        self.members, self.steps = self.members[:count], self.steps[:count]
+        self.rows = self.rows[:count]
+        self.fixed = {name: tensor[:count] for name, tensor in self.fixed.items()}
+        self.buffers = {name: tensor[:count] for name, tensor in self.buffers.items()}
+        self.optimizer.shorten(count)
+        self._plans = self._plans[:count]
+
     def clone(self, source: int, target: int) -> None:
         """Copies all weights, buffers, optimizer state and step of one member over another, which keeps its recipe."""
         there = torch.tensor([target], device=self.rows.device)
@@ -242,6 +281,7 @@ class Population:
             if name in state:
                 (self.fixed if name in self.fixed else self.buffers)[name][row] = state[name]
         self.optimizer.replace(row, member.recipe.optimizer)
+        self._recording.forget()
         self._vary_dropout()
         self._note_schedules()
 
@@ -250,6 +290,7 @@ class Population:
         _require_alike(member, self.members[0], self.signature)
         self.members[row] = member
         self.optimizer.change(row, member.recipe.optimizer)
+        self._recording.forget()
         self._vary_dropout()
         self._note_schedules()
 

@@ -1,0 +1,106 @@
+"""A plain Flower app (`bench/peers/flower_app`: digits, 100 clients, 5 rounds) on our engine beside `flwr run`: the whole
+time of a command. The SuperLink that `flwr run` starts is already up when its time is taken."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.measure import alternate, emit
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = ROOT / "bench" / "peers" / "flower_app"
+CLIENTS, ROUNDS = 100, 3
+OURS = (
+    "import json, sys; from pathlib import Path; from core.pool import LocalPool; from federated.foreign import simulate; "
+    "simulate(Path(sys.argv[1]), LocalPool(), int(sys.argv[2]), json.loads(sys.argv[3]), lambda record: None)"
+)
+
+
+def run() -> None:
+    with tempfile.TemporaryDirectory() as folder, _flower(Path(folder)) as environment:
+        out = Path(folder) / "out.json"
+        accuracy: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+        def ours() -> float:
+            command = [sys.executable, "-c", OURS, str(APP), str(CLIENTS), json.dumps({"out": str(out)})]
+            seconds, result = _timed(command, out, dict(os.environ))
+            accuracy["ours"].append(result["accuracy"])
+            return seconds
+
+        def theirs() -> float:
+            nodes = f"num-supernodes={CLIENTS} client-resources-num-cpus=1"
+            options = ["--federation-config", nodes, "--run-config", f'out="{out}"', "--stream"]
+            seconds, result = _timed(["flwr", "run", str(APP), *options], out, environment)
+            accuracy["theirs"].append(result["accuracy"])
+            return seconds
+
+        theirs(), ours()
+        emit(
+            "a Flower app, seconds of the whole command, over flwr run",
+            work=f"digits, mlp, {CLIENTS} clients, half of them a round, 5 rounds",
+            accuracy=accuracy,
+            **alternate(ours, theirs, ROUNDS),
+        )
+
+
+def _timed(command: list[str], out: Path, environment: dict[str, str]) -> tuple[float, dict[str, Any]]:
+    """Seconds, and what the app wrote at its end."""
+    out.unlink(missing_ok=True)
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    if done.returncode or not out.exists():
+        raise RuntimeError(f"{command[:2]} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return seconds, json.loads(out.read_text())
+
+
+@contextlib.contextmanager
+def _flower(folder: Path) -> Iterator[dict[str, str]]:
+    """An environment in which `flwr run` keeps to a folder; ends what it left running: it starts a server and detaches it."""
+    http, control = _free_ports()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(folder / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    try:
+        yield environment
+    finally:
+        left = [process for process in psutil.process_iter() if _home(process) == environment["FLWR_HOME"]]
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(left, timeout=15)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _home(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("FLWR_HOME")
+    except psutil.Error:
+        return None
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        for port in (first, second):
+            port.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]

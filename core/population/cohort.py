@@ -1,0 +1,245 @@
+"""Short fits that begin with given weights, again and again: the rounds of a federation, the steps of an evolution.
+
+    cohort = Cohort(recipe, spec)
+    trained = cohort.train(weights, [Job("a", data.shard(), steps=5), Job("b", other.shard(), steps=9)])
+
+What `core.train.fit` gives each job is what is right; models, optimizer state and recordings are made once and used
+again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.data import Shard, Spec
+from core.errors import ConfigError, WorkerError
+from core.estimate import step_flops
+from core.learner import Learner, Progress, Pull, start
+from core.models.recurrent import Recurrent
+from core.optim import Constant
+from core.population.choose import require_rules
+from core.population.feed import BLOCK_STEPS, Feed
+from core.population.frame import Frame
+from core.population.member import Member
+from core.population.population import Population
+from core.recipe import Recipe
+from core.runtime import LOCAL, Runtime
+from core.train import fit
+
+Executor = Literal["loop", "vmap"]
+# FLOPs of a step below which the dispatch of its kernels costs more than they do (measured; docs/results.md)
+SMALL_FLOPS = 3e7
+
+
+@dataclass(frozen=True)
+class Job:
+    """One short fit. `start` [D]: where it begins if not where all do; `seed`: of its keyed noise.
+
+    pull: vectors [P] by the frame's order; see `core.learner.Pull`.
+    """
+
+    name: str
+    shard: Shard
+    steps: int
+    seed: int = 0
+    start: Tensor | None = None
+    strength: float = 0.0
+    anchor: Tensor | None = None
+    shift: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a job: its weights [D] and the mean loss of its steps; or why it failed."""
+
+    vector: Tensor
+    loss: float
+    error: str | None = None
+
+
+class Cohort:
+    """Trains jobs of one recipe, one after the other or as rows of a population. Results come in the jobs' order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: Spec,
+        executor: Executor = "loop",
+        runtime: Runtime = LOCAL,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        """`weights`: by the network's names; only those of frozen parameters and counters matter."""
+        self.spec, self.runtime, self.executor = spec, replace(runtime, report=lambda record: None), executor
+        self.recipe = replace(recipe, train=replace(recipe.train, log_every=1 << 40, checkpoint_every=0))
+        self.initial = weights
+        self.learner = start(self.recipe, spec, weights, self.runtime)
+        if runtime.device.type == "cpu":
+            _lay_out(self.learner)
+        self.frame = Frame.around(self.learner.task, self.recipe)
+        self.counters = {n: b.clone() for n, b in self.learner.task.named_buffers() if not b.is_floating_point()}
+        self._population: Population | None = None
+        self._recipes: dict[tuple[int, float], Recipe] = {}
+
+    def train(self, weights: Tensor, jobs: Sequence[Job], factor: float = 1.0) -> list[Trained]:
+        """Trains each job from `weights` [D]; `factor` on the learning rate. All jobs have the same kinds of pull."""
+        if self.executor == "vmap" and len(jobs) > 1:
+            return self._together(weights, jobs, factor)
+        return [self._alone(weights, job, factor) for job in jobs]
+
+    # --- one after the other ---------------------------------------------------------------------------------------
+
+    def _alone(self, weights: Tensor, job: Job, factor: float) -> Trained:
+        learner, start = self.learner, weights if job.start is None else job.start
+        self.frame.put(learner.task, start)
+        for name, counter in self.counters.items():
+            learner.task.get_buffer(name).copy_(counter)
+        learner.optimizer.state.clear()
+        learner.progress = Progress()
+        learner.pull = self._pull(job)
+        try:
+            result = fit(self._recipe(job, factor), job.shard, runtime=self.runtime, learner=learner)
+        except WorkerError as error:
+            return Trained(start, float("nan"), str(error))
+        return Trained(self.frame.vector(learner.task), float("nan") if result.loss is None else result.loss)
+
+    def _pull(self, job: Job) -> Pull | None:
+        """The job's vectors, cut up for the learner's parameters."""
+        if not job.strength and job.shift is None:
+            return None
+        names = [name for name, p in self.learner.task.named_parameters() if p.requires_grad]
+
+        def pieces(vector: Tensor | None) -> list[Tensor] | None:
+            if vector is None:
+                return None
+            views = self.frame.layout.split(vector)
+            return [views[name] for name in names]
+
+        return Pull(job.strength, pieces(job.anchor), pieces(job.shift))
+
+    def _recipe(self, job: Job, factor: float) -> Recipe:
+        key = (job.steps, factor)
+        if key not in self._recipes:
+            train = replace(self.recipe.train, steps=job.steps)
+            self._recipes[key] = replace(self.recipe, train=train, schedule=Constant(level=factor))
+        found = self._recipes[key]
+        return replace(found, seed=job.seed) if self.recipe.privacy else found
+
+    # --- together --------------------------------------------------------------------------------------------------
+
+    def _together(self, weights: Tensor, jobs: Sequence[Job], factor: float) -> list[Trained]:
+        order = sorted(range(len(jobs)), key=lambda i: -jobs[i].steps)  # those that end first can then be cut off
+        sorted_jobs = [jobs[i] for i in order]
+        members = [Member(job.name, self._recipe(job, factor), job.shard, self.initial) for job in sorted_jobs]
+        starts = [weights if job.start is None else job.start for job in sorted_jobs]
+        full = torch.stack(starts) if any(job.start is not None for job in jobs) else weights.repeat(len(jobs), 1)
+        rows, buffers = self._split(full)
+        population = self._restarted(members, rows, buffers)
+        population.pull = _pulls(sorted_jobs)
+        losses, steps, failed = self._run(population, members)
+        vectors = self._joined(rows, buffers) if buffers else rows
+        trained: list[Trained | None] = [None] * len(jobs)
+        for row, i in enumerate(order):
+            error = f"training: the loss is not finite at step {failed[row]}" if row in failed else None
+            trained[i] = Trained(vectors[row], float(losses[row] / max(1, steps[row])), error)
+        return [one for one in trained if one is not None]
+
+    def _run(self, population: Population, members: Sequence[Member]) -> tuple[Tensor, list[int], dict[int, int]]:
+        """Sums of the losses [N], the steps of each row, and at which step which row failed."""
+        steps = [member.recipe.train.steps for member in members]
+        losses, failed = torch.zeros(len(members), dtype=torch.float64), dict[int, int]()
+        feed = Feed(members, self.runtime.device, population.is_noisy, first=BLOCK_STEPS)
+        count = len(members)
+        for step in range(steps[0]):
+            while steps[count - 1] <= step:
+                count -= 1
+            batch = feed.take()
+            if count < len(population):
+                population.shorten(count)
+                if population.pull:
+                    population.pull = _shortened(population.pull, count)
+            batch = {name: tensor[:count] for name, tensor in batch.items()}
+            active = None
+            if failed:
+                active = torch.tensor([row not in failed for row in range(count)])
+            moved = population.step(batch, active)
+            if moved.moved is not None:
+                for row in (~moved.moved).nonzero()[:, 0].tolist():
+                    failed.setdefault(row, step + 1)
+            losses[:count] += moved.losses.double().cpu()
+        return losses, steps, failed
+
+    def _split(self, full: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows [N, P] and the buffers of vectors [N, D], each its own memory where there are buffers."""
+        device, frame = self.runtime.device, self.frame
+        if not frame.buffers:
+            return full.to(device), {}
+        buffers = {
+            place.name: full[:, place.start : place.end].reshape(len(full), *place.shape).to(device).clone()
+            for place in frame.buffers
+        }
+        return full[:, : frame.trainable].to(device).contiguous(), buffers
+
+    def _joined(self, rows: Tensor, buffers: dict[str, Tensor]) -> Tensor:
+        parts = [buffers[place.name].reshape(len(rows), -1) for place in self.frame.buffers]
+        return torch.cat([rows, *parts], dim=1)
+
+    def _restarted(self, members: Sequence[Member], rows: Tensor, buffers: dict[str, Tensor]) -> Population:
+        """The population of before with these members, or the first one."""
+        if self._population is None:
+            self._population = Population(members[:1], self.runtime)
+        count, device = len(members), self.runtime.device
+        counters = {name: c.to(device).expand(count, *c.shape).clone() for name, c in self.counters.items()}
+        self._population.restart(members, rows, {**buffers, **counters})
+        return self._population
+
+
+def executor_for(recipe: Recipe, spec: Spec, device: torch.device) -> Executor:
+    """The faster executor by rule, so that every process and every machine takes the same one.
+
+    Rows of a population pay where dispatching kernels costs more than running them: on a CPU for small models, but not
+    for recurrent ones, whose fused kernels have no batching rule; on a GPU for all that can be stacked.
+    """
+    if isinstance(recipe.model, Recurrent) or recipe.train.precision == "fp16":
+        return "loop"
+    return "vmap" if device.type == "cuda" or step_flops(recipe, spec) < SMALL_FLOPS else "loop"
+
+
+def require_stackable(recipe: Recipe, shard: Shard, runtime: Runtime = LOCAL) -> None:
+    """Raises ConfigError if an operation of the model has no batching rule."""
+    member = Member("first", recipe, shard)
+    try:
+        require_rules([member, member], replace(runtime, report=lambda record: None))
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"backend: vmap cannot stack this model: {said}; use backend=loop") from None
+
+
+def _pulls(jobs: Sequence[Job]) -> Pull | None:
+    """The pulls of all rows: one vector where all have the same one, else [N, P]."""
+    first = jobs[0]
+    if not first.strength and first.shift is None:
+        return None
+
+    def column(vectors: list[Tensor | None]) -> list[Tensor] | None:
+        there = [vector for vector in vectors if vector is not None]
+        if not there:
+            return None
+        return [there[0] if all(vector is there[0] for vector in there) else torch.stack(there)]
+
+    return Pull(first.strength, column([job.anchor for job in jobs]), column([job.shift for job in jobs]))
+
+
+def _shortened(pull: Pull, count: int) -> Pull:
+    def cut(vectors: list[Tensor] | None) -> list[Tensor] | None:
+        return vectors and [vector[:count] if vector.ndim == 2 else vector for vector in vectors]
+
+    return Pull(pull.strength, cut(pull.anchor), cut(pull.shift))
+
+
+def _lay_out(learner: Learner) -> None:
+    """Convolutions on a CPU are faster with the channels innermost."""
+    if any(p.ndim == 4 for p in learner.task.parameters()):
+        learner.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,156 @@
+"""A federation, ready to run: clients with their data, the model's frame, the schedule, and what replies must look
+like."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from core.data import Data, load
+from core.errors import ConfigError
+from core.learner import prepare
+from core.population.cohort import executor_for, require_stackable
+from core.population.frame import Frame
+from core.runtime import Runtime, choose_device
+from core.task import Task
+from federated import support
+from federated.clients import Clients, PartitionedClients
+from federated.exchange import Order, Update
+from federated.inspection import Expected, shapes
+from federated.intake import Work
+from federated.partition import make_partition
+from federated.run import FederateRun
+from federated.schedule import Asynchronous, Schedule
+from federated.site import Setting, training_only
+from federated.transforms.chain import bytes_up
+
+CHUNK_VECTORS, CHUNK_LOOP = 64, 5  # clients that are summed up together: as rows of one matrix; one after the other
+CHUNK_NUMBERS = 1 << 26  # in the matrix, at most
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One run with its clients. `central` is what the server itself holds to judge by: validation and test split."""
+
+    run: FederateRun
+    clients: Clients
+    central: Data | None = None
+    weights: dict[str, Tensor] | None = None  # that training begins with, by the network's names
+
+    @classmethod
+    def of(cls, run: FederateRun, weights: dict[str, Tensor] | None = None) -> "Federation":
+        """Loads the recipe's data and deals its training split out. Raises ConfigError, DataError."""
+        support.check(run)
+        recipe = run.recipe
+        data = load(recipe.data, recipe.goal.target, recipe.seed)
+        partition = make_partition(run.partition, data, recipe.data, run.clients, recipe.seed)
+        clients = PartitionedClients(data, partition, run.evaluate.held_out, recipe.seed)
+        return cls(run, clients, data, weights)
+
+    def __post_init__(self) -> None:
+        self.run.strategy.require(self.cohort)
+        self.schedule  # noqa: B018 - refuses a cohort that is larger than the population
+
+    @property
+    def cohort(self) -> int:
+        """Replies that a round waits for."""
+        return self.run.cohort or len(self.clients)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where clients train."""
+        return choose_device(self.run.device)
+
+    @cached_property
+    def task(self) -> Task:
+        """A model at its beginning, on the CPU."""
+        return prepare(self.run.recipe, self.clients.spec, self.weights)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """How it lies in a vector."""
+        return Frame.around(self.task, self.run.recipe)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The weights [D] of the first round."""
+        return self.frame.vector(self.task)
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What a reply must look like once it has been read."""
+        strategy, frame = self.run.strategy, self.frame
+        order = Order(1, self.first, strategy.extra(strategy.begin(self.first, frame)))
+        sample = Update(0, torch.zeros(frame.size), 1, 1, 0.0, self.run.recipe.optimizer.lr, 0.0)
+        reply, _ = strategy.reply(sample, order, {}, frame)
+        return Expected(shapes(reply.payload), self.run.max_norm, self.run.max_weight)
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What sites are made of."""
+        run, recipe, spec = self.run, self.run.recipe, self.clients.spec
+        executor = executor_for(recipe, spec, self.device) if run.backend == "auto" else run.backend
+        if executor == "vmap":
+            shard = training_only(self.clients.data(0, 0)).shard()
+            try:
+                require_stackable(recipe, shard, Runtime(self.device))
+            except ConfigError:
+                if run.backend == "vmap":
+                    raise
+                executor = "loop"
+        frozen = self.weights if self.weights and recipe.freeze else None
+        return Setting(uuid.uuid4().hex, run, self.clients, executor, self.expected, frozen)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Who trains when."""
+        run = self.run
+        asynchronous = None
+        if run.is_asynchronous:
+            asynchronous = Asynchronous(run.strategy.buffer, run.strategy.concurrency)  # type: ignore[union-attr]
+        return Schedule(
+            clients=len(self.clients),
+            cohort=self.cohort,
+            rounds=run.rounds,
+            seed=run.recipe.seed,
+            work=self._work,
+            bytes_down=self.bytes_down,
+            bytes_up=self.bytes_up,
+            devices=run.devices,
+            asynchronous=asynchronous,
+        )
+
+    @property
+    def bytes_down(self) -> int:
+        """Of one order."""
+        extra = self.run.strategy.extra(self.run.strategy.begin(self.first, self.frame))
+        return sum(vector.nbytes for vector in [self.first, *extra.values()])
+
+    @property
+    def bytes_up(self) -> int:
+        """Of one reply."""
+        wanted = self.expected.vectors
+        names = [name for name, (shape, _) in wanted.items() if shape]
+        return bytes_up(self.run.transforms, self.frame, names, len(wanted) - len(names))
+
+    def _work(self, client: int) -> float:
+        run = self.run
+        if run.local_steps is not None:
+            return float(run.local_steps * run.recipe.train.batch_size)
+        return float(self.clients.sizes[client]) * run.local_epochs
+
+    def chunks(self, works: Sequence[Work]) -> dict[int, tuple[Work, ...]]:
+        """The work of a round in parts, by their number: those with about as much to do together.
+
+        It depends on the works alone, never on who will do them.
+        """
+        sizes = self.clients.sizes
+        ordered = sorted(works, key=lambda work: (-int(sizes[work.client]), work.client))
+        size = CHUNK_LOOP
+        if self.setting.executor == "vmap":
+            size = max(1, min(CHUNK_VECTORS, CHUNK_NUMBERS // self.frame.size))
+        parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+        return dict(enumerate(parts))

@@ -1,0 +1,49 @@
+"""What a client judged, as Flower's records, and back: metric states, which add, and its own numbers."""
+
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+from federated.messages import ARRAYS, METRICS, Malformed, read_tensors, weights_record
+from federated.site import Judged, Verdict
+
+MODELS = ("shared", "personal")
+Shape = tuple[int, ...]
+
+
+def judged_record(judged: Judged) -> RecordDict:
+    """Of one client: each state and metric under MODEL.NAME."""
+    states = {f"{model}.{name}": t for model, state in judged.states.items() for name, t in state.items()}
+    numbers: dict[str, int | float] = {}
+    for verdict in judged.verdicts:
+        numbers |= {f"{verdict.model}.{name}": value for name, value in verdict.metrics.items()}
+        numbers[f"{verdict.model}.examples"] = verdict.examples
+    return RecordDict({ARRAYS: weights_record(states), METRICS: MetricRecord(dict(numbers))})
+
+
+def read_judged(message: Message, client: int, shapes: Mapping[str, Shape]) -> Judged | None:
+    """None for a message that is not what `judged_record` makes, or holds numbers that are not finite."""
+    if message.has_error() or not message.has_content():
+        return None
+    arrays, numbers = message.content.get(ARRAYS), message.content.get(METRICS)
+    if not isinstance(arrays, ArrayRecord) or not isinstance(numbers, MetricRecord):
+        return None
+    judged = Judged()
+    models = [model for model in MODELS if f"{model}.examples" in numbers]
+    wanted = {f"{model}.{name}": (shape, torch.float64) for model in models for name, shape in shapes.items()}
+    try:
+        states = read_tensors(arrays, wanted)
+    except Malformed:
+        return None
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in states.values()):
+        return None
+    for model in models:
+        judged.states[model] = {name: states[f"{model}.{name}"] for name in shapes}
+        own = {n.removeprefix(f"{model}."): v for n, v in numbers.items() if n.startswith(f"{model}.")}
+        examples = own.pop("examples")
+        metrics = {name: float(value) for name, value in own.items() if isinstance(value, int | float)}
+        if not isinstance(examples, int) or examples < 0:
+            return None
+        judged.verdicts.append(Verdict(client, model, examples, metrics))
+    return judged

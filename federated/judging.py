@@ -1,0 +1,98 @@
+"""Federated evaluation: clients judge on what they hold out and send metric states, which add, so that F1 or AUC are
+those of all their examples together; and how differently the clients fare."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from core.metrics import Metrics, higher_is_better
+from core.runtime import Runtime
+from core.train import evaluate, metrics_of
+from federated.engine import Engine
+from federated.exchange import Order
+from federated.federation import Federation
+from federated.intake import Work
+from federated.keeping import Keeping
+from federated.sampling import draw
+from federated.site import Judged, Verdict
+
+Record = dict[str, Any]
+QUANTILES = (0.1, 0.5, 0.9)
+SPLITS = {"shared": "clients", "personal": "personal"}  # what a record's `split` says of a model
+
+
+def judge(
+    federation: Federation, engine: Engine, order: Order, keeping: Keeping, report: Callable[[Record], None]
+) -> Record:
+    """Asks the clients, and judges on the server's own held-out examples too, where it has any. All of it is
+    reported."""
+    found: Record = {}
+    place = {"round": order.round, "rounds": federation.run.rounds}
+    central, _ = central_metrics(federation, order, "validation")
+    if central:
+        found["validation"] = central
+        report({**place, "split": "validation", **central})
+    judged, metrics = _asked(federation, engine, order, keeping), metrics_for(federation)
+    for model, state in judged.states.items():
+        own = sorted((v for v in judged.verdicts if v.model == model), key=lambda v: v.client)
+        values, spread = metrics.compute(state), spread_of(own)
+        found[SPLITS[model]] = {"metrics": values, "spread": spread}
+        report({**place, "split": SPLITS[model], **values, "spread": spread})
+    return found
+
+
+def central_metrics(federation: Federation, order: Order, split: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics of the order's weights on a split that the server holds, and their details; empty where it holds
+    none."""
+    data, recipe = federation.central, federation.run.recipe
+    if data is None or not data.sizes.get(split):
+        return {}, {}
+    task = federation.task
+    federation.frame.put(task, order.weights)
+    task.to(federation.device)
+    shard = data.shard()
+    metrics = metrics_of(recipe, shard)
+    state = evaluate(task, shard.held_out(split, recipe.train.evaluate_batch), metrics, Runtime(federation.device))
+    task.to("cpu")
+    return metrics.compute(state), metrics.details(state)
+
+
+def spread_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
+    """By metric: mean, standard deviation, quantiles and the worst over clients, each of which counts once."""
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for verdict in verdicts for name in verdict.metrics):
+        pairs = [(v.metrics[name], v.client) for v in verdicts if name in v.metrics]
+        values = np.array([value for value, _ in pairs])
+        worst = (min if higher_is_better(name) else max)(pairs)
+        found[name] = {
+            "clients": len(pairs),
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            **{f"q{round(100 * q)}": float(np.quantile(values, q)) for q in QUANTILES},
+            "worst": worst[0],
+            "worst_client": worst[1],
+        }
+    return found
+
+
+def _asked(federation: Federation, engine: Engine, order: Order, keeping: Keeping) -> Judged:
+    """Merged metric states by model, and the verdicts of single clients."""
+    run, everyone = federation.run, len(federation.clients)
+    if not int(federation.clients.held_out_sizes.sum()):
+        return Judged()
+    count = run.evaluate.clients
+    asked: Sequence[int] = range(everyone)
+    if count is not None and count < everyone:
+        asked = draw(everyone, count, None, run.recipe.seed, "judges", order.round)
+    chunks = federation.chunks([Work(client, order.round, keeping.get(client)) for client in asked])
+    found = dict(engine.judge(order, chunks))
+    judged = Judged()
+    for number in sorted(found):  # sums in a fixed order are the same on every engine
+        judged.merge(found[number])
+    return judged
+
+
+def metrics_for(federation: Federation) -> Metrics:
+    """What clients measure."""
+    return metrics_of(federation.run.recipe, federation.clients.data(0, 0).shard())

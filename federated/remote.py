@@ -1,0 +1,111 @@
+"""The engine over Flower's own Grid: one message for each client, and what its ClientApp answers.
+
+What a worker of a pool does for its chunk the server does here for each reply, in the same order, so that the sums are
+the same. Only a timeout can make a difference: a client that does not answer in time does not count.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from core.errors import WorkerError
+from federated.engine import Chunks
+from federated.exchange import Order
+from federated.federation import Federation
+from federated.inspection import Expected, Ledger
+from federated.intake import Intake, Partial, Sent, Told
+from federated.judged_record import read_judged
+from federated.judging import metrics_for
+from federated.messages import METRICS, Fault, order_record, read_reply
+from federated.site import Judged
+from federated.transforms.chain import sent as sent_shapes
+
+CLIENT = "client"
+ASK_S = 1.0  # between two looks for nodes
+
+
+class GridEngine:
+    """Clients behind a Grid. Every node is one client: the number that its node config calls `partition-id`."""
+
+    def __init__(self, federation: Federation, grid: Grid, run_id: int, timeout_s: float = 3600.0) -> None:
+        self.federation, self.grid, self.run_id, self.timeout_s = federation, grid, run_id, timeout_s
+        frame, expected = federation.frame, federation.expected
+        self.intake = Intake(federation.run, frame, expected)
+        payload = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in expected.vectors.items()}
+        self.sent = Expected(sent_shapes(federation.run.transforms, payload, frame), max_weight=expected.max_weight)
+        self.nodes = self._who()
+
+    def train(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Partial]]:
+        answers = self._ask(order, chunks, MessageType.TRAIN)
+        ledger = Ledger.of_round(self.run_id, order.round, answers)
+        for number, chunk in chunks.items():
+            partial = Partial()
+            for work in chunk:
+                self.intake.take(partial, work, order.round, self._sent(work.client, answers[work.client], ledger))
+            yield number, partial
+
+    def judge(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Judged]]:
+        answers = self._ask(order, chunks, MessageType.EVALUATE)
+        metrics = metrics_for(self.federation)
+        for number, chunk in chunks.items():
+            judged = Judged()
+            for work in chunk:
+                message = answers[work.client]
+                found = None if message is None else read_judged(message, work.client, metrics.shapes())
+                if found is not None:
+                    judged.merge(found)
+            yield number, judged
+
+    def _ask(self, order: Order, chunks: Chunks, kind: str) -> dict[int, Message | None]:
+        """Each client's answer; None if it did not come in time."""
+        content = order_record(order, self.federation.frame, self.run_id)
+        clients = [work.client for chunk in chunks.values() for work in chunk]
+        nodes = {self.nodes[client]: client for client in clients}
+        messages = [Message(content, node, kind, group_id=str(order.round)) for node in nodes]
+        found: dict[int, Message | None] = dict.fromkeys(clients)
+        for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
+            client = nodes.get(reply.metadata.src_node_id)
+            if client is not None:
+                found[client] = reply
+        return found
+
+    def _sent(self, client: int, message: Message | None, ledger: Ledger) -> Sent:
+        """What a message says, if it is a good one."""
+        if message is None:
+            return Sent(Told(client, fault=f"no answer within {self.timeout_s:g} s"))
+        answer = read_reply(message, self.sent, client)
+        if isinstance(answer, Fault):
+            return Sent(Told(client, fault=answer.text))
+        if wrong := ledger.accept(client, answer.round, answer.run_id):
+            return Sent(Told(client, fault=wrong))
+        numbers = answer.metrics
+        told = Told(
+            client,
+            numbers.get("loss", float("nan")),
+            int(numbers.get("examples", 0)),
+            numbers.get("norm", float("nan")),
+            answer.reply.size_bytes,
+        )
+        return Sent(told, answer.reply)
+
+    def _who(self) -> dict[int, int]:
+        """The node of each client. Raises WorkerError if one is missing or two say they are the same."""
+        ids = list(self.grid.get_node_ids())
+        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in ids]
+        found: dict[int, int] = {}
+        for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
+            record = reply.content.get(METRICS) if reply.has_content() else None
+            client = record.get(CLIENT) if isinstance(record, MetricRecord) else None
+            if isinstance(client, int):
+                if client in found:
+                    raise WorkerError(f"federation: two nodes say they are client {client}; start each with its own")
+                found[client] = reply.metadata.src_node_id
+        missing = [client for client in range(len(self.federation.clients)) if client not in found]
+        if missing:
+            raise WorkerError(
+                f"federation: {len(missing)} clients have no node, the first is client {missing[0]}; start a SuperNode "
+                "with --node-config 'partition-id=N' for each"
+            )
+        return found

@@ -1,0 +1,85 @@
+"""A federation served from a run directory: everything a reader needs later is in it, and a run that was killed goes
+on."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from core.execute import Summary, digest, note_data, out_of_memory, require_same_data
+from core.storage import artifact
+from core.storage.checkpoint import Checkpointer
+from core.storage.store import RunDirectory
+from federated.engine import Engine
+from federated.exchange import Order
+from federated.federation import Federation
+from federated.judging import central_metrics
+from federated.keeping import Keeping
+from federated.server import Served, Server, Watch
+
+CLIENTS = "clients"  # the folder of what clients keep
+Record = dict[str, Any]
+
+
+def serve(federation: Federation, engine: Engine, directory: RunDirectory, watch: Watch) -> Summary:
+    """All rounds that are left, then the model and its scores. A run that was stopped saves no model.
+
+    Raises DataError if the data is not what it was when the run began, WorkerError if the model diverges.
+    """
+    run, began = federation.run, time.perf_counter()
+    if federation.central is not None:
+        require_same_data(directory, federation.central, run.recipe.data.path)
+        note_data(directory, federation.central, run.recipe.data.path)
+    with out_of_memory(), Checkpointer(directory.checkpoints, keep_last=run.keep_last) as checkpoints:
+        server = Server(federation, engine, watch, checkpoints, Keeping(directory.path / CLIENTS))
+        first = server.state.round
+        directory.keep_metrics(lambda record: record.get("round", 0) <= first)
+        watch.report({"event": "federation", **said_of(federation), "round": first})
+        served = server.serve()
+        checkpoints.wait()
+    if served.ended == "stopped":
+        return {"ended": "stopped", "rounds": served.rounds}
+    summary = _concluded(federation, served, directory, watch.report)
+    return {**summary, "wall_s": time.perf_counter() - began}
+
+
+def said_of(federation: Federation) -> Record:
+    """What a run says of itself when it begins."""
+    sizes = federation.clients.sizes
+    return {
+        "clients": len(federation.clients),
+        "cohort": federation.cohort,
+        "examples_least": int(sizes.min()),
+        "examples_most": int(sizes.max()),
+        "executor": federation.setting.executor,
+        "numbers": federation.frame.size,
+    }
+
+
+def _concluded(
+    federation: Federation, served: Served, directory: RunDirectory, report: Callable[[Record], None]
+) -> Summary:
+    """Saves the model; its scores on data that no client ever saw, and over what clients hold out."""
+    run, task, clients = federation.run, federation.task, federation.clients
+    order = Order(served.rounds, served.weights)
+    splits = {name: central_metrics(federation, order, name) for name in ("test", "validation")}
+    split = next((name for name, (metrics, _) in splits.items() if metrics), None)
+    metrics, details = splits[split] if split else ({}, {})
+    if split:
+        report({"round": served.rounds, "rounds": run.rounds, "split": split, **metrics})
+    federation.frame.put(task, served.weights)
+    weights = task.network.state_dict()
+    artifact.save(
+        directory.model, run.recipe, clients.spec, clients.preprocess, weights, fingerprint=clients.fingerprint
+    )
+    return {
+        "ended": served.ended,
+        "rounds": served.rounds,
+        "clients": len(clients),
+        "parameters": sum(p.numel() for p in task.parameters()),
+        "weights_sha256": digest(weights),
+        "simulated_s": served.simulated_s,
+        "split": split,
+        "metrics": metrics,
+        "details": details,
+        "evaluation": served.evaluation,
+    }

@@ -1,0 +1,234 @@
+"""The server: round by round it orders, adds up what comes back, and moves. The same for every engine.
+
+Between two checkpoints everything is a function of the weights, the strategy's vectors and the round's number, so a
+run that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from core.errors import DataError, WorkerError
+from core.learner import Saver
+from core.storage.checkpoint import Snapshot
+from federated.engine import Engine
+from federated.exchange import UPDATE, Order, Reply, Total, Vectors, stacked
+from federated.federation import Federation
+from federated.folding import Folding, Totals
+from federated.intake import Told, Work, must_collect
+from federated.judging import judge
+from federated.keeping import Keeping
+from federated.schedule import Plan
+from federated.strategies.robust import Robust
+
+Record = dict[str, Any]
+
+
+@dataclass
+class State:
+    """All that changes from round to round on the server. pending: sums for rounds that are still to come."""
+
+    round: int
+    weights: Tensor
+    server: Vectors
+    pending: Totals = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: `report` gets each record; `should_stop` is asked between rounds."""
+
+    report: Callable[[Record], None] = lambda record: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of a run: the weights [D] after `rounds` rounds, and the last evaluation."""
+
+    weights: Tensor
+    rounds: int
+    ended: Literal["done", "stopped"]
+    simulated_s: float
+    evaluation: Record
+
+
+class Server:
+    """Serves one federation on an engine. With `checkpoints` and `keeping` it can be killed and go on."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        engine: Engine,
+        watch: Watch | None = None,
+        checkpoints: Saver | None = None,
+        keeping: Keeping | None = None,
+    ) -> None:
+        self.federation, self.run, self.engine = federation, federation.run, engine
+        self.strategy, self.frame = federation.run.strategy, federation.frame
+        self.watch, self.checkpoints, self.keeping = watch or Watch(), checkpoints, keeping or Keeping()
+        self.collects = must_collect(self.run)
+        self.saved = 0  # round of the newest checkpoint
+        self.state = self._restored() or State(0, federation.first, self.strategy.begin(federation.first, self.frame))
+        self.keeping.rewind(self.state.round)
+
+    def serve(self) -> Served:
+        """All rounds that are left, or until it is asked to stop. Raises WorkerError if the model diverges."""
+        evaluation: Record = {}
+        simulated_s = 0.0
+        for plan in self.federation.schedule.plans(self.state.round + 1):
+            if self.watch.should_stop():
+                break
+            self._round(plan)
+            simulated_s = plan.ends_s
+            if self._is_due(self.run.evaluate.every):
+                order = self._order(plan.round)
+                evaluation = judge(self.federation, self.engine, order, self.keeping, self.watch.report)
+            if self.checkpoints and self._is_due(self.run.checkpoint_every):
+                self._save()
+        done = self.state.round == self.run.rounds
+        if not done and self.checkpoints and self.saved < self.state.round:
+            self._save()
+        return Served(self.state.weights, self.state.round, "done" if done else "stopped", simulated_s, evaluation)
+
+    def _is_due(self, every: int) -> bool:
+        return self.state.round == self.run.rounds or (every > 0 and self.state.round % every == 0)
+
+    def _order(self, round: int) -> Order:
+        return Order(round, self.state.weights, self.strategy.extra(self.state.server))
+
+    # --- a round ---------------------------------------------------------------------------------------------------
+
+    def _round(self, plan: Plan) -> None:
+        began, state = time.perf_counter(), self.state
+        works = [Work(job.client, job.counts_in, self._mine(job.client)) for job in plan.jobs]
+        chunks = self.federation.chunks(works)
+        folding, told, replies = Folding(len(chunks)), list[Told](), list[Reply]()
+        for number, partial in self.engine.train(self._order(plan.round), chunks):
+            folding.take(number, partial.totals)
+            told += partial.told
+            replies += partial.replies
+            for client, vectors in partial.kept.items():
+                self.keeping.put(client, plan.round, vectors)
+        for round, total in folding.result().items():
+            state.pending[round] = state.pending[round].merge(total) if round in state.pending else total
+        total = state.pending.pop(plan.round, Total())
+        if self.collects:
+            total = self._combined(plan.round, replies)
+        self._step(plan.round, total)
+        self._tell(plan, sorted(told, key=lambda one: one.client), total, time.perf_counter() - began)
+
+    def _mine(self, client: int) -> Vectors:
+        return self.keeping.get(client)
+
+    def _combined(self, round: int, replies: Sequence[Reply]) -> Total:
+        """One update of all replies, in the order of their clients; nothing if there are too few for the rule."""
+        replies = self._colluded(sorted(replies, key=lambda reply: reply.client))
+        strategy, total = self.strategy, Total()
+        if not isinstance(strategy, Robust):
+            for reply in replies:
+                total.add(reply)
+            return total
+        if len(replies) < strategy.needs():
+            said = (
+                f"round {round}: {len(replies)} good replies, {strategy.kind} needs {strategy.needs()}; the model stays"
+            )
+            self.watch.report({"event": "warning", "message": said})
+            return total
+        updates, weights = stacked(replies)
+        total.add(Reply(0, 1.0, {UPDATE: strategy.combine(updates, weights, self.state.server)}))
+        total.count = len(replies)
+        return total
+
+    def _colluded(self, replies: list[Reply]) -> list[Reply]:
+        """The same, where attackers have agreed on what to send, having seen what the others do."""
+        attack, everyone = self.run.attack, len(self.federation.clients)
+        if attack is None or not attack.is_colluding:
+            return replies
+        hostile = {r.client for r in replies if attack.is_attacker(r.client, everyone, self.run.recipe.seed)}
+        honest = [reply for reply in replies if reply.client not in hostile]
+        if not hostile or not honest:
+            return replies
+        forged = attack.forge_together(stacked(honest)[0], len(hostile))
+        return [replace(r, payload={**r.payload, UPDATE: forged}) if r.client in hostile else r for r in replies]
+
+    def _step(self, round: int, total: Total) -> None:
+        """Moves the model, if anything came back that counts."""
+        state = self.state
+        if total.weight > 0:
+            clients = len(self.federation.clients)
+            weights, server = self.strategy.step(state.weights, state.server, total, clients)
+            if not bool(torch.isfinite(weights).all()):
+                raise WorkerError(
+                    f"federation: the model is not finite after round {round}; lower strategy.server_lr or "
+                    "optimizer.lr, or set max_norm"
+                )
+            state.weights, state.server = weights, server
+        state.round = round
+
+    def _tell(self, plan: Plan, told: Sequence[Told], total: Total, seconds: float) -> None:
+        """What the round says: one line of metrics, one of its clients, and an event for each that failed."""
+        report, good = self.watch.report, [one for one in told if not one.fault]
+        for one in told:
+            if one.fault:
+                event = "client_failed" if one.trace else "quarantined"
+                trace = {"traceback": one.trace} if one.trace else {}
+                report({"event": event, "round": plan.round, "client": one.client, "reason": one.fault, **trace})
+        examples = sum(one.examples for one in good)
+        record: Record = {"round": plan.round, "rounds": self.run.rounds, "split": "train"}
+        if examples:
+            record["loss"] = sum(one.loss * one.examples for one in good) / examples
+        record |= {"clients": total.count, "failed": len(told) - len(good) + len(plan.lost)}
+        record["bytes_up"] = sum(one.bytes_up for one in told)
+        record["bytes_down"] = self.federation.bytes_down * (len(plan.jobs) + len(plan.lost))
+        if self.run.devices is not None:
+            record["simulated_s"] = round(plan.ends_s, 3)
+        report({**record, "seconds": seconds, "time": round(time.time(), 3)})
+        columns = {
+            "client": [one.client for one in told],
+            "loss": [one.loss for one in told],
+            "examples": [one.examples for one in told],
+            "norm": [one.norm for one in told],
+        }
+        lost = [[one.client, one.reason] for one in plan.lost]
+        report({"round": plan.round, "split": "cohort", "cohort": columns, "lost": lost})
+
+    # --- saved and restored ----------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        assert self.checkpoints is not None
+        state = self.state
+        self.keeping.settle(self.saved)
+        pending = {f"{round}.{name}": v for round, total in state.pending.items() for name, v in total.sums.items()}
+        counts = {str(round): [total.weight, total.count] for round, total in state.pending.items()}
+        tensors = {"model": {"weights": state.weights}, "server": state.server, "pending": pending}
+        self.checkpoints.save(Snapshot(state.round, tensors, {"pending": counts}))
+        self.saved = state.round
+
+    def _restored(self) -> State | None:
+        if self.checkpoints is None:
+            return None
+        snapshot, rejected = self.checkpoints.load_latest()
+        for path, reason in rejected:
+            self.watch.report({"event": "checkpoint_rejected", "checkpoint": path.name, "reason": reason})
+        if snapshot is None:
+            if rejected:
+                path, reason = rejected[0]
+                raise DataError(f"resume: no checkpoint is whole ({reason}); remove {path.parent} to start anew")
+            return None
+        weights = snapshot.tensors["model"]["weights"]
+        if len(weights) != self.frame.size:
+            raise DataError("resume: the checkpoint is of another model")
+        pending: Totals = {}
+        for key, (weight, count) in snapshot.state["pending"].items():
+            total = pending[int(key)] = Total()
+            total.weight, total.count = weight, count
+        for name, vector in snapshot.tensors["pending"].items():
+            key, _, own = name.partition(".")
+            pending[int(key)].sums[own] = vector
+        self.saved = snapshot.step
+        return State(snapshot.step, weights, snapshot.tensors["server"], pending)

@@ -1,0 +1,291 @@
+"""Where clients are trained and judged: a process that has their data. It knows nothing of rounds, engines or Flower.
+
+A chunk of clients goes in, sums over their replies come out, so that a server never holds more than a few vectors
+however large its cohort is. Which clients are in a chunk depends on the cohort alone: so do the numbers, whoever does
+the work.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from core.data import Data, Shard
+from core.metrics import Metrics, State
+from core.pool import Shared
+from core.population.cohort import Cohort, Executor, Job, Trained
+from core.population.frame import Frame
+from core.randomness import seed_of
+from core.runtime import Runtime, choose_device
+from core.task import Task
+from core.train import evaluate, metrics_of
+from federated.clients import Clients
+from federated.exchange import UPDATE, Order, Pull, Reply, Update, Vectors
+from federated.inspection import Expected
+from federated.intake import Intake, Partial, Sent, Told, Work
+from federated.run import FederateRun
+from federated.transforms.chain import encode
+
+STRATEGY, TRANSFORMS = "strategy.", "transforms."  # in front of the names of what a client keeps
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same for a whole run: what a site is made of. `weights` by name: those of the frozen
+    parameters."""
+
+    key: str
+    run: FederateRun
+    clients: Clients
+    executor: Executor
+    expected: Expected
+    weights: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One client's metrics of one model, on `examples` held-out examples."""
+
+    client: int
+    model: str
+    examples: int
+    metrics: dict[str, float]
+
+
+@dataclass
+class Judged:
+    """What a chunk's held-out examples say: metric states by model ("shared", "personal"), which add, and verdicts."""
+
+    states: dict[str, State] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    def merge(self, other: "Judged") -> None:
+        """Takes in what others judged."""
+        for model, state in other.states.items():
+            self.states[model] = Metrics.merge(self.states[model], state) if model in self.states else state
+        self.verdicts += other.verdicts
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A client whose training can begin: its data, its shard of training examples and how many steps it makes."""
+
+    work: Work
+    data: Data
+    shard: Shard
+    steps: int
+
+
+class Site:
+    """Trains and judges clients of one run in this process."""
+
+    def __init__(self, setting: Setting) -> None:
+        run = setting.run
+        self.run, self.setting, self.strategy = run, setting, run.strategy
+        self.runtime = Runtime(choose_device(run.device))
+        self.cohort = Cohort(run.recipe, setting.clients.spec, setting.executor, self.runtime, setting.weights)
+        self.frame: Frame = self.cohort.frame
+        self.intake = Intake(run, self.frame, setting.expected)
+        self.task: Task = run.recipe.build(setting.clients.spec).to(self.runtime.device)
+        if setting.weights:
+            self.task.network.load_state_dict(setting.weights, strict=False)
+        kept = getattr(self.strategy, "kept", None)
+        self.kept: Tensor | None = kept(self.frame, self.task) if kept else None
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def train(self, order: Order, chunk: Sequence[Work]) -> Partial:
+        """One round's work of some clients, let in. A client that fails is told of and does not count."""
+        partial = Partial()
+        for work, sent in zip(chunk, self.answers(order, chunk), strict=True):
+            self.intake.take(partial, work, order.round, sent)
+        return partial
+
+    def answers(self, order: Order, chunk: Sequence[Work]) -> list[Sent]:
+        """What each of some clients sends, in their order."""
+        ready, sent = list[Begun](), dict[int, Sent]()
+        for work in chunk:
+            try:
+                ready.append(self._begin(order, work))
+            except Exception as error:  # noqa: BLE001 - a client's failure is a fact about that client, not about the run
+                sent[work.client] = Sent(Told.failed(work.client, error))
+        if ready:
+            jobs = [self._job(order, begun) for begun in ready]
+            trained = self.cohort.train(order.weights, jobs, self._factor(order.round))
+            personal = self._personal(order, ready)
+            for begun, job, result in zip(ready, jobs, trained, strict=True):
+                client = begun.work.client
+                sent[client] = self._sent(order, begun, job, result, personal.get(client))
+        return [sent[work.client] for work in chunk]
+
+    def _begin(self, order: Order, work: Work) -> Begun:
+        data = self.setting.clients.data(work.client, seed_of(self.run.recipe.seed, "client", work.client, order.round))
+        attack = self.run.attack
+        if attack and attack.is_attacker(work.client, len(self.setting.clients), self.run.recipe.seed):
+            data = attack.poison(data, self.run.recipe.seed, work.client)
+        shard = training_only(data).shard()
+        return Begun(work, data, shard, self.steps(shard))
+
+    def steps(self, shard: Shard, epochs: float | None = None) -> int:
+        """How many optimizer steps a client makes in a round, or in so many epochs."""
+        if self.run.local_steps is not None and epochs is None:
+            return self.run.local_steps
+        wanted = self.run.local_epochs if epochs is None else epochs
+        return max(1, math.ceil(wanted * shard.steps_per_epoch(self.run.recipe.train) - 1e-9))
+
+    def _factor(self, round: int) -> float:
+        """The schedule goes over rounds; within a round the learning rate stands still."""
+        return self.run.recipe.schedule.factor(round - 1, self.run.rounds)
+
+    def _job(self, order: Order, begun: Begun) -> Job:
+        mine = _under(STRATEGY, begun.work.mine)
+        start = self._own_start(order, mine)
+        pull = self.strategy.pull(order, mine, self.frame) or Pull()
+        return self._made(begun, "train", order.round, start, pull)
+
+    def _made(self, begun: Begun, purpose: str, round: int, start: Tensor | None, pull: Pull) -> Job:
+        client = begun.work.client
+        return Job(
+            str(client), begun.shard, begun.steps, seed_of(self.run.recipe.seed, purpose, client, round), start,
+            pull.strength, pull.anchor, pull.shift,
+        )  # fmt: skip
+
+    def _own_start(self, order: Order, mine: Vectors) -> Tensor | None:
+        """Where a client begins that keeps some of the model's numbers to itself."""
+        if self.kept is None or "kept" not in mine:
+            return None
+        return torch.where(self.kept, mine["kept"], order.weights)
+
+    def _personal(self, order: Order, ready: Sequence[Begun]) -> dict[int, Tensor]:
+        """The clients' own models, trained beside the shared one, where the strategy has any."""
+        wanted = [(begun, self.strategy.personal(order, _under(STRATEGY, begun.work.mine))) for begun in ready]
+        jobs = [self._made(b, "personal", order.round, own.start, own.pull) for b, own in wanted if own is not None]
+        if not jobs:
+            return {}
+        trained = self.cohort.train(order.weights, jobs, self._factor(order.round))
+        return {int(job.name): result.vector for job, result in zip(jobs, trained, strict=True) if not result.error}
+
+    def _sent(self, order: Order, begun: Begun, job: Job, trained: Trained, personal: Tensor | None) -> Sent:
+        """A trained client's answer, as it goes over the wire."""
+        work, mine = begun.work, _under(STRATEGY, begun.work.mine)
+        client, examples = work.client, len(begun.data.splits["train"])
+        if trained.error:
+            return Sent(Told(client, trained.loss, examples, fault=trained.error))
+        start = order.weights if job.start is None else job.start
+        delta, kept = trained.vector - start, dict[str, Tensor]()
+        if self.kept is not None:
+            kept = {"kept": torch.where(self.kept, trained.vector, 0.0)}
+            delta = torch.where(self.kept, 0.0, delta)
+        lr = self.run.recipe.optimizer.lr * self._factor(order.round)
+        before = self._before(order, begun) if self.strategy.measures_before else None
+        update = Update(client, delta, examples, job.steps, trained.loss, lr, before)
+        reply, mine = self.strategy.reply(update, order, mine, self.frame)
+        mine = {**mine, **kept, **({"personal": personal} if personal is not None else {})}
+        seed, errors = self.run.recipe.seed, _under(TRANSFORMS, work.mine)
+        sent, errors = encode(
+            self.run.transforms, self._forged(reply, order), errors, self.frame, seed, client, order.round
+        )
+        norm = float(torch.linalg.vector_norm(delta[: self.frame.trainable], dtype=torch.float64))
+        told = Told(client, trained.loss, examples, norm, sent.size_bytes)
+        keeps = {**_over(STRATEGY, mine), **_over(TRANSFORMS, errors)}
+        return Sent(told, sent, keeps if self.strategy.is_stateful or errors else {})
+
+    def whole(self, order: Order, reply: Reply) -> Reply:
+        """A reply with all weights by name in place of the update."""
+        return replace(reply, payload=self.frame.named(order.weights + reply.payload[UPDATE]))
+
+    def _forged(self, reply: Reply, order: Order) -> Reply:
+        attack = self.run.attack
+        if not attack or not attack.is_attacker(reply.client, len(self.setting.clients), self.run.recipe.seed):
+            return reply
+        forged = attack.forge(reply.payload[UPDATE], self.run.recipe.seed, "forge", reply.client, order.round)
+        return replace(reply, payload={**reply.payload, UPDATE: forged})
+
+    def _before(self, order: Order, begun: Begun) -> float:
+        """The mean loss of the order's weights over the client's training examples."""
+        self.frame.put(self.task, order.weights)
+        state = self._state(begun.data, "train")
+        return float(state["loss"] / state["weight"])
+
+    # --- judging ---------------------------------------------------------------------------------------------------
+
+    def judge(self, order: Order, chunk: Sequence[Work]) -> Judged:
+        """The shared model, and where there are any the clients' own, on what these clients hold out."""
+        judged, fine_tune = Judged(), self.run.evaluate.fine_tune_epochs
+        seed, clients = self.run.recipe.seed, self.setting.clients
+        pairs = [(work, clients.data(work.client, seed_of(seed, "judge", work.client))) for work in chunk]
+        pairs = [(work, data) for work, data in pairs if len(data.splits["validation"])]
+        tuned = self._fine_tuned(order, pairs, fine_tune) if fine_tune else {}
+        for work, data in pairs:
+            mine = _under(STRATEGY, work.mine)
+            start = self._own_start(order, mine)
+            self._verdict(judged, "shared", work.client, data, order.weights if start is None else start)
+            own = tuned.get(work.client, mine.get("personal"))
+            if own is not None:
+                self._verdict(judged, "personal", work.client, data, own)
+        return judged
+
+    def _fine_tuned(self, order: Order, pairs: Sequence[tuple[Work, Data]], epochs: float) -> dict[int, Tensor]:
+        jobs = []
+        for work, data in pairs:
+            shard = training_only(data).shard()
+            start = self._own_start(order, _under(STRATEGY, work.mine))
+            begun = Begun(work, data, shard, self.steps(shard, epochs))
+            jobs.append(self._made(begun, "fine-tune", order.round, start, Pull()))
+        trained = self.cohort.train(order.weights, jobs, self._factor(order.round)) if jobs else []
+        return {int(job.name): result.vector for job, result in zip(jobs, trained, strict=True) if not result.error}
+
+    def _verdict(self, judged: Judged, model: str, client: int, data: Data, vector: Tensor) -> None:
+        self.frame.put(self.task, vector)
+        state = self._state(data, "validation")
+        metrics = self._metrics(data).compute(state)
+        judged.merge(Judged({model: state}, [Verdict(client, model, len(data.splits["validation"]), metrics)]))
+
+    def _state(self, data: Data, split: str) -> State:
+        shard = data.shard()
+        batches = shard.held_out(split, self.run.recipe.train.evaluate_batch)
+        return evaluate(self.task, batches, self._metrics(data), self.runtime, self.cohort.learner.precision)
+
+    def _metrics(self, data: Data) -> Metrics:
+        return metrics_of(self.run.recipe, data.shard())
+
+
+def training_only(data: Data) -> Data:
+    """The same data with nothing held out: training must not judge by it."""
+    validation = data.splits["validation"]
+    if not len(validation):
+        return data
+    return replace(data, splits={**data.splits, "validation": data.splits["test"]})
+
+
+def _under(prefix: str, vectors: Vectors) -> Vectors:
+    return {name.removeprefix(prefix): vector for name, vector in vectors.items() if name.startswith(prefix)}
+
+
+def _over(prefix: str, vectors: Vectors) -> Vectors:
+    return {prefix + name: vector for name, vector in vectors.items()}
+
+
+# --- as items of a pool --------------------------------------------------------------------------------------------
+
+_SITES: dict[str, Site] = {}  # of this process: the one of the newest run
+
+
+def site_of(setting: Setting) -> Site:
+    """This process's site for a run; made once."""
+    if setting.key not in _SITES:
+        _SITES.clear()
+        _SITES[setting.key] = Site(setting)
+    return _SITES[setting.key]
+
+
+def train_chunk(setting: Shared[Setting], order: Shared[Order], chunk: Sequence[Work]) -> Partial:
+    """A pool worker's part of a round."""
+    return site_of(setting.get()).train(order.get(), chunk)
+
+
+def judge_chunk(setting: Shared[Setting], order: Shared[Order], chunk: Sequence[Work]) -> Judged:
+    """A pool worker's part of an evaluation."""
+    return site_of(setting.get()).judge(order.get(), chunk)

@@ -1,0 +1,107 @@
+"""What is told of the messages of a simulated Flower federation: how many, how large, what failed, the metrics."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from federated.node import FIRST_NODE, Answer
+
+WEIGHTS = ("num-examples", "num_examples")  # what Flower's strategies weight by; older clients write it with _
+
+
+@dataclass
+class Exchange:
+    """Messages that belong together: those of one call, or a round of calls with one message each, as older strategies
+    make them."""
+
+    number: int
+    key: tuple[str, str] | None  # message type and group of such a round
+    round: int | None = None
+    seconds: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    types: set[str] = field(default_factory=set)
+    clients: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)  # each as it is reported
+    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # with the node
+
+    def add(self, node: int, answer: Answer) -> None:
+        """Takes an answer in."""
+        reply = answer.reply
+        self.clients += 1
+        self.types.add(reply.metadata.message_type)
+        if not reply.has_error():
+            self.bytes_up += bytes_of([reply.content])
+            self.metrics.append((node, _numbers(reply.content)))
+            return
+        self.failures.append(
+            {
+                "event": "failure",
+                "exchange": self.number,
+                "client": node - FIRST_NODE,
+                "error": reply.error.reason or f"code {reply.error.code}",
+                "traceback": answer.failure.traceback if answer.failure else "",
+            }
+        )
+
+    def record(self) -> dict[str, Any]:
+        """How it went. `metrics` are the clients' means, weighted by their number of examples where they tell it."""
+        return {
+            "event": "exchange",
+            "exchange": self.number,
+            "round": self.round,
+            "type": "+".join(sorted(self.types)),
+            "clients": self.clients,
+            "failed": len(self.failures),
+            "seconds": self.seconds,
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+            "metrics": _means([metrics for _, metrics in sorted(self.metrics, key=lambda pair: pair[0])]),
+        }
+
+
+def round_of(message: Message) -> int | None:
+    """The round that Flower's strategies write into a message: the newer into a config, the older into the group."""
+    for record in message.content.values():
+        if isinstance(record, ConfigRecord) and isinstance(number := record.get("server-round"), int):
+            return number
+    group = message.metadata.group_id
+    return int(group) if group.isdecimal() else None
+
+
+def bytes_of(contents: Iterable[RecordDict]) -> int:
+    """Bytes of arrays, metrics and configs, by Flower's own count."""
+    sizes: dict[int, int] = {}  # by the identity of a record: many messages carry the same
+    total = 0
+    for content in contents:
+        for record in content.values():
+            if id(record) not in sizes:
+                sizes[id(record)] = record.count_bytes()
+            total += sizes[id(record)]
+    return total
+
+
+def _numbers(content: RecordDict) -> dict[str, float]:
+    """The single numbers among a reply's metrics; older clients' stand in a config."""
+    return {
+        key: float(value)
+        for name, record in content.items()
+        if isinstance(record, MetricRecord) or (isinstance(record, ConfigRecord) and name.endswith("res.metrics"))
+        for key, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _means(replies: list[dict[str, float]]) -> dict[str, float]:
+    means = {}
+    for name in dict.fromkeys(name for reply in replies for name in reply if name not in WEIGHTS):
+        pairs = [(_weight(reply), reply[name]) for reply in replies if name in reply]
+        if (total := sum(weight for weight, _ in pairs)) > 0:
+            means[name] = sum(weight * value for weight, value in pairs) / total
+    return means
+
+
+def _weight(reply: dict[str, float]) -> float:
+    return next((reply[name] for name in WEIGHTS if name in reply), 1.0)

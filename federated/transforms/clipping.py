@@ -1,0 +1,62 @@
+"""No update larger than a bound: what one client can move, whoever it is."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from core.population.frame import Frame
+from federated.exchange import UPDATE, Reply, Vectors
+
+SLACK = 1e-4  # relative; float32 products of an honest client are off by less than 1e-6
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Scales the trainable part of the update so that its L2 norm is at most `norm`; smaller ones stay as they are.
+
+    Batch statistics stay out of the norm and are not scaled; vectors beside the update are not touched. above: what the
+    server does with an update above the bound, which a client of ours never sends by itself. `refuse` names the client;
+    `scale` clips again, as is needed where a compression after the clipping changes norms.
+    """
+
+    kind: Literal["clipping"] = "clipping"
+    norm: float = 1.0
+    above: Literal["refuse", "scale"] = "refuse"
+
+    stage: ClassVar[int] = 0
+    is_stateful: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.norm < float("inf"):
+            raise ValueError(f"norm must be above 0 and finite, got {self.norm}")
+
+    def client(self, reply: Reply, mine: Vectors, frame: Frame, *key: Any) -> tuple[Reply, Vectors]:
+        """The reply with a clipped update. One that is not finite stays so, and the server sees it."""
+        return self._clipped(reply, frame), {}
+
+    def server(self, reply: Reply, frame: Frame) -> Reply:
+        """The reply as it is, or clipped again. Raises ValueError if there is no update, or where `above` says so."""
+        if UPDATE not in reply.payload or not reply.payload[UPDATE].is_floating_point():
+            raise ValueError("update is missing")
+        norm = norm_of(reply.payload[UPDATE][: frame.trainable])
+        if not norm > self.norm * (1 + SLACK):
+            return reply
+        if self.above == "refuse":
+            raise ValueError(f"update has norm {norm:.6g}, above {self.norm:g}")
+        return self._clipped(reply, frame)
+
+    def _clipped(self, reply: Reply, frame: Frame) -> Reply:
+        update = reply.payload[UPDATE]
+        norm = norm_of(update[: frame.trainable])
+        if not norm > self.norm:  # also where the norm is NaN
+            return reply
+        update = update.clone()
+        update[: frame.trainable] *= self.norm / norm
+        return replace(reply, payload=reply.payload | {UPDATE: update})
+
+
+def norm_of(vector: Tensor) -> float:
+    """The L2 norm of a floating-point tensor, summed in float64: no float32 number is too large for it."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -1,0 +1,55 @@
+"""A whole forest in one go, over a pool of workers: Flower's apps on Flower's grid, with the clients at hand.
+
+forest = simulate_trees(TreesConfig(rounds=30), [clients.data(i, seed) for i in range(len(clients))])
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.run import Run
+
+from core.data import Data
+from core.errors import ConfigError
+from core.pool import LocalPool, Shared, WorkerPool
+from federated.grid import PoolGrid
+from federated.node import Nodes
+from federated.trees.booster import library
+from federated.trees.client_app import client_app
+from federated.trees.config import TreesConfig
+from federated.trees.server_app import Forest, server_app
+
+RUN = 1  # Flower's number of the run, and of the server in it: nothing depends on them
+
+
+def simulate_trees(
+    config: TreesConfig,
+    clients: Sequence[Data],
+    pool: WorkerPool | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Forest:
+    """Grows a forest across clients that train on `train` and are measured on `validation`. The same on any pool.
+
+    report: called with what passes between server and clients; see `federated.traffic`. ConfigError without clients,
+    without the library, or for data that trees do not take; WorkerError if a client is not ready or none ever trained.
+    """
+    library()  # before anything is started
+    if not clients:
+        raise ConfigError("trees: there is no client; give at least one")
+    pool = pool or LocalPool()
+    shared = pool.share(tuple(clients))
+    nodes = Nodes(partial(_app, shared), len(clients), Run.create_empty(RUN), {}, config.seed)
+    found: list[Forest] = []
+    server = server_app(config, clients[0].spec, len(clients), found.append, clients[0].unit)
+    grid = PoolGrid(pool, nodes, report)
+    try:
+        grid.serve(lambda: server(grid, Context(RUN, RUN, {}, RecordDict(), {})))
+    finally:
+        shared.release()
+    return found[0]
+
+
+def _app(shared: Shared[tuple[Data, ...]]) -> ClientApp:
+    return client_app(lambda number: shared.get()[number])

@@ -1,0 +1,131 @@
+"""Runs a federation in a new directory, or goes on in an old one, on any engine: for command and API alike."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.config import apply, dump_run, parse_run, read, to_yaml
+from core.errors import DataError
+from core.execute import Summary
+from core.pool import LocalPool
+from core.runtime import Record
+from core.storage import artifact
+from core.storage.store import RunDirectory
+from federated import support
+from federated.engine import Engine, PoolEngine
+from federated.federation import Federation
+from federated.run import FederateRun
+from federated.serve import serve
+from federated.server import Watch
+from hanse import deployed
+from hanse.console import Console, JsonConsole
+from hanse.find import find_model
+from hanse.opening import open_run
+from hanse.running import recorded, shown, stopping
+
+# What may be other when a federation goes on: none of it moves a weight of a round that was finished.
+FREE = {"name", "rounds", "train.evaluate_batch", "evaluate.every", "evaluate.clients", "evaluate.fine_tune_epochs"}
+WHERE = {
+    "engine", "workers", "cpus_per_worker", "address", "device", "checkpoint_every", "keep_last", "run_dir", "resume",
+    "init",
+}  # fmt: skip
+Config = str | Path | Mapping[str, Any]
+
+
+def parse_federate(config: Config, overrides: Mapping[str, Any]) -> FederateRun:
+    """The run that a file (or mapping) and overrides describe. Raises ConfigError."""
+    mapping = dict(config) if isinstance(config, Mapping) else read(config)
+    if not isinstance(config, Mapping):
+        mapping.setdefault("name", Path(config).stem)
+    run = parse_run(FederateRun, apply(mapping, overrides))
+    support.check(run)
+    return run
+
+
+def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
+    """All rounds, or those until it is interrupted: then the summary's `ended` is `stopped`."""
+    weights = None
+    if run.init:
+        run = dataclasses.replace(run, init=str(find_model(run.init)))
+        artifact.require_single(str(run.init))
+    if run.init and not run.resume:
+        weights = artifact.read_weights(run.init)
+    federation = Federation.of(run, weights)  # what is wrong with data or clients is said before anything is written
+    free = FREE - {"rounds"} if run.is_asynchronous else FREE
+    directory, run = open_run(run, "federate", free, WHERE, "rounds may grow" if "rounds" in free else "")
+    with closing(directory):
+        summary = directory.run.summary()
+        if run.resume and summary and summary["rounds"] >= run.rounds:
+            console.event("finished", message="this run has come to its end before; raise rounds to go on with it")
+            directory.finish("done")
+            return directory.path, summary
+        directory.config(to_yaml(dump_run(dataclasses.replace(run, run_dir=None, resume=False))))
+        what = "finishing this round and saving it"
+        with recorded(directory), stopping(directory, console, what) as asked:
+            summary = _work(dataclasses.replace(federation, run=run), directory, console, asked)
+        return directory.path, summary
+
+
+def _work(federation: Federation, directory: RunDirectory, console: Console, asked: Callable[[], bool]) -> Summary:
+    show = shown(console)
+
+    def look(record: Record) -> None:
+        if record.get("split") != "cohort":
+            show(record if isinstance(console, JsonConsole) else readable(record))
+
+    def report(record: Record) -> None:
+        directory.record(record)
+        look(record)
+
+    if federation.run.engine == "flower":
+        summary = deployed.serve(federation, directory, look, asked)
+    else:
+        with engine_of(federation) as engine:
+            summary = serve(federation, engine, directory, Watch(report, asked))
+    if summary["ended"] == "stopped":
+        directory.finish("stopped")
+        return summary
+    directory.summary(summary)
+    directory.finish("done")
+    return summary
+
+
+def readable(record: Record) -> Record:
+    """A record without what has no place in a line; the worst client in place of the whole spread."""
+    spread = record.get("spread", {})
+    short = {key: value for key, value in record.items() if not isinstance(value, Mapping | list) and key != "seconds"}
+    for name in ("accuracy", "r2", "loss"):
+        if name in spread:
+            return {**short, f"worst_{name}": spread[name]["worst"]}
+    return short
+
+
+@contextmanager
+def engine_of(federation: Federation) -> Iterator[Engine]:
+    """The engine that the run asks for, for as long as it is needed."""
+    run = federation.run
+    if run.engine == "pool":
+        from cluster.pool import ray_pool
+
+        with ray_pool(run.workers, run.address, cpus_per_worker=run.cpus_per_worker) as pool:
+            yield PoolEngine(pool, federation.setting)
+    else:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, round(run.cpus_per_worker)))  # as a worker of a pool has: sums depend on it
+        try:
+            with LocalPool() as local:
+                yield PoolEngine(local, federation.setting)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def replay(path: Path, round: int, client: int) -> Record:
+    """Does one client's work of a finished round again, exactly: what it was told and what it answered.
+
+    Raises ConfigError if the client was not asked in that round, DataError if the run is not a federation.
+    """
+    raise DataError(f"{path}: not built yet {round} {client}")

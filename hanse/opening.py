@@ -1,0 +1,86 @@
+"""A run's directory: a new one, or an old one to go on in, if the run is still the same."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core.config import dump_run, parse_run, read
+from core.errors import ConfigError
+from core.storage.store import RunDirectory, find_run, is_run, runs_root
+
+R = TypeVar("R")  # a run: it has recipe, run_dir, resume, init, workers
+
+
+def open_run(run: R, verb: str, free: Collection[str], where: Collection[str], may_grow: str) -> tuple[RunDirectory, R]:
+    """A new directory, or the one to go on in; and the run, with what going on takes over from before.
+
+    Who goes on may change the dotted keys `free` and the run's own fields `where`, nothing else: ConfigError, which
+    also says what `may_grow`.
+    """
+    own: Any = run
+    if isinstance(own.resume, str):
+        return _reopen(find_run(runs_root(), own.resume).path, run, (free, where, may_grow))
+    origin = {
+        "verb": verb,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": own.recipe.seed,
+        "init": own.init,
+        "workers": dump_run(run)["workers"],
+        "versions": _versions(),
+        "cpus": os.cpu_count(),
+    }
+    if own.run_dir is None:
+        return RunDirectory.create(runs_root(), own.recipe.name, **origin), run
+    path = Path(os.path.expanduser(own.run_dir))
+    if own.resume and is_run(path):
+        return _reopen(path, run, (free, where, may_grow))
+    return RunDirectory.create(path, **origin), run
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("hanse", "torch", "ray", "flwr")}
+    return {**versions, "python": ".".join(map(str, sys.version_info[:3]))}
+
+
+def _reopen(path: Path, run: R, may_change: tuple[Collection[str], Collection[str], str]) -> tuple[RunDirectory, R]:
+    file, own = path / "config.yaml", type(run)
+    if file.is_file():  # else it was killed in its first moment, before anything was trained
+        saved: Any = parse_run(own, read(file))
+        _require_same(saved, run, file, may_change)
+        _require_same_init(saved.init, getattr(run, "init"), file)  # noqa: B009 - a TypeVar has no attributes
+        run = dataclasses.replace(run, init=saved.init)  # type: ignore[type-var]
+    return RunDirectory.open(path), run
+
+
+def _require_same(saved: R, run: R, file: Path, may_change: tuple[Collection[str], Collection[str], str]) -> None:
+    free, where, may_grow = may_change
+    old, new = dict(_leaves(dump_run(saved))), dict(_leaves(dump_run(run)))
+    for key in [*old, *new]:
+        was, now = (repr(config[key]) if key in config else "absent" for config in (old, new))
+        if was == now or key in free or key.partition(".")[0] in where:
+            continue
+        other = f" ({may_grow}), or start a new run with init=" if may_grow else ", or start a new run"
+        raise ConfigError(
+            f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe{other}"
+        )
+
+
+def _require_same_init(saved: str | None, init: str | None, file: Path) -> None:
+    if init is None or (saved is not None and Path(init).resolve() == Path(saved).resolve()):
+        return
+    raise ConfigError(
+        f"init: is {init!r}, and was {saved!r} when this run began ({file}); a resumed run goes on from its "
+        "own checkpoints; leave init out, or start a new run with it"
+    )
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

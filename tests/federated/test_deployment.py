@@ -1,0 +1,164 @@
+"""A real federation on this machine: it trains, it refuses strangers, it says why it fails, and it leaves nothing."""
+
+import socket
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.common.config import parse_config_args
+
+from core.errors import ConfigError, ResourceError, WorkerError
+from federated.app_directory import Scalar, write_app
+from federated.certificates import issue, node_key
+from federated.deployment import Deployment, _free_ports, _node_words, deployment
+from tests.federated.tiny_app import NODE_CONFIG, RUN_CONFIG, environment_with_tiny_components
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Two nodes and their server."""
+    folder = tmp_path_factory.mktemp("federation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", environment_with_tiny_components(folder)["PYTHONPATH"])
+        with deployment(folder / "run", 2, NODE_CONFIG) as here:
+            yield here
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    return write_app(tmp_path / "app", "seed: 1\n", RUN_CONFIG)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_federation_that_is_interrupted_in_the_middle_of_a_run(
+    tmp_path: Path, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment_with_tiny_components(tmp_path)["PYTHONPATH"])
+    others, seen = descendants(), set[psutil.Process]()
+
+    def interrupt(line: str) -> None:
+        family = descendants() - others
+        if any(is_running(process, "flwr-clientapp") for process in family):
+            seen.update(family)
+            raise KeyboardInterrupt
+
+    def bring_up_and_run() -> None:
+        with deployment(tmp_path / "run", 1, NODE_CONFIG) as here:
+            here.run(app, {"behave": "hang"}, interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        bring_up_and_run()
+    assert [process for process in seen if process.is_running()] == []
+    # SuperLink, SuperNode and log under their guards; two SuperExecs; ServerApp and ClientApp
+    assert len(seen) == 2 * 3 + 2 + 2
+    assert descendants() <= others
+
+
+def descendants() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def is_running(process: psutil.Process, program: str) -> bool:
+    try:
+        return any(Path(word).name == program for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_two_nodes_with_keys_train_over_tls(here: Deployment, app: Path) -> None:
+    lines: list[str] = []
+    finished = here.run(app, {"rounds": 2}, lines.append)
+    assert "CONFIG seed: 1" in lines and "WEIGHTS 3.0 3.0 3.0" in lines
+    assert finished.seconds > 0 and finished.bytes_from_nodes > 4 * 24 and finished.bytes_to_nodes > 4 * 24
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_why(here: Deployment, app: Path) -> None:
+    with pytest.raises(WorkerError, match=r"is finished:failed: .*broken on purpose \(log: ") as error:
+        here.run(app, {"rounds": 0, "behave": "fail"})
+    assert "ValueError: broken on purpose" in error.value.__notes__[0]
+
+
+@pytest.mark.slow
+def test_an_app_that_flower_refuses_is_a_mistake_in_the_config(here: Deployment, app: Path) -> None:
+    with pytest.raises(ConfigError, match="Invalid run configuration"):
+        here.run(app, {"unknown": 1})
+    (app / "pyproject.toml").unlink()
+    with pytest.raises(ConfigError, match="Failed to load"):
+        here.run(app)
+
+
+@pytest.mark.slow
+def test_a_node_whose_key_is_not_registered_cannot_join(here: Deployment, tmp_path: Path) -> None:
+    private, public = node_key(tmp_path, "stranger")
+    stranger = here.start_node("stranger", private, _free_ports(0, 0)[0], {})
+    here.nodes.remove(stranger)
+    assert stranger.wait() != 0
+    stranger.release()
+    assert "Failed to activate SuperNode" in str(stranger.ended_early(ResourceError))
+    assert here.online() == 2
+    here.register(public)
+    friend = here.start_node("friend", private, _free_ports(0, 0)[0], {})
+    here.wait_online(3, deadline=float("inf"))
+    here.nodes.remove(friend)
+    friend.release()
+    assert friend.wait() == 0
+
+
+def test_a_taken_port_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            deployment(tmp_path / "run", 1, port=port).__enter__()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_certificate_of_another_host_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    files = issue(tmp_path / "elsewhere", ["example.org"])
+    with pytest.raises(ResourceError, match=r"does not do for the host 127\.0\.0\.1"):
+        deployment(tmp_path / "run", 1, certificates=files).__enter__()
+
+
+def test_no_nodes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nodes must be at least 1, got 0"):
+        deployment(tmp_path, 0).__enter__()
+
+
+def test_a_server_that_dies_at_the_start_gives_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "flower-superlink"
+    program.write_text("#!/bin/sh\necho 'ERROR :  Exit Code: 1'\necho 'The disk is full.'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ResourceError, match=r"superlink ended with status 1: Exit Code: 1 The disk is full\."):
+        deployment(tmp_path / "run", 1).__enter__()
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "flower-superlink"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    others = descendants()
+    with pytest.raises(ResourceError, match="superlink did not come up in time"):
+        deployment(tmp_path / "run", 1, deadline_s=0.3).__enter__()
+    assert descendants() <= others
+
+
+def test_a_missing_flower_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ResourceError, match="flower-superlink is missing; install flwr"):
+        deployment(tmp_path / "run", 1).__enter__()
+
+
+def test_flower_reads_a_node_config_as_it_was_written() -> None:
+    told: dict[str, Scalar] = {"partition-id": 3, "path": 'a "b" \\c=d', "rate": 0.5, "is-big": True, "empty": ""}
+    assert parse_config_args([_node_words(told)]) == told
+
+
+@pytest.mark.parametrize("value", ["it's", "two\nlines"])
+def test_a_node_config_that_flower_would_read_otherwise_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="node config: name must hold neither"):
+        _node_words({"name": value})
