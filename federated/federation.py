@@ -21,7 +21,7 @@ from federated.clients import Clients, PartitionedClients
 from federated.exchange import Order, Update
 from federated.inspection import Expected, shapes
 from federated.intake import Work
-from federated.partition import make_partition
+from federated.partition import Partition, make_partition
 from federated.run import FederateRun
 from federated.schedule import Asynchronous, Schedule
 from federated.site import Setting, training_only
@@ -44,10 +44,8 @@ class Federation:
     def of(cls, run: FederateRun, weights: dict[str, Tensor] | None = None) -> "Federation":
         """Loads the recipe's data and deals its training split out. Raises ConfigError, DataError."""
         support.check(run)
-        recipe = run.recipe
-        data = load(recipe.data, recipe.goal.target, recipe.seed)
-        partition = make_partition(run.partition, data, recipe.data, run.clients, recipe.seed)
-        clients = PartitionedClients(data, partition, run.evaluate.held_out, recipe.seed)
+        partition, data = deal(run)
+        clients = PartitionedClients(data, partition, run.evaluate.held_out, run.recipe.seed)
         return cls(run, clients, data, weights)
 
     def __post_init__(self) -> None:
@@ -154,3 +152,10 @@ class Federation:
             size = max(1, min(CHUNK_VECTORS, CHUNK_NUMBERS // self.frame.size))
         parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
         return dict(enumerate(parts))
+
+
+def deal(run: FederateRun) -> tuple[Partition, Data]:
+    """Which client has which of the training examples, and all the data. Raises ConfigError, DataError."""
+    recipe = run.recipe
+    data = load(recipe.data, recipe.goal.target, recipe.seed)
+    return make_partition(run.partition, data, recipe.data, run.clients, recipe.seed), data

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core.errors import DataError, WorkerError
+from core.errors import ConfigError, DataError, WorkerError
 from core.learner import Saver
 from core.storage.checkpoint import Snapshot
 from federated.engine import Engine
@@ -95,6 +95,25 @@ class Server:
             self._save()
         return Served(self.state.weights, self.state.round, "done" if done else "stopped", simulated_s, evaluation)
 
+    def answer(self, round: int, client: int) -> Told:
+        """What a client tells of its work in a round, all rounds before which are done if they are not.
+
+        Its whole chunk is trained, as then, so that it is the same to the last bit. Raises ConfigError if it was not
+        asked in that round.
+        """
+        for plan in self.federation.schedule.plans(self.state.round + 1):
+            if plan.round < round:
+                self._round(plan)
+                continue
+            chunks = self.federation.chunks(self._works(plan))
+            own = {number: chunk for number, chunk in chunks.items() if any(work.client == client for work in chunk)}
+            if not own:
+                asked = ", ".join(str(job.client) for job in plan.jobs[:10])
+                raise ConfigError(f"client: {client} did not work in round {round}; clients {asked}, ... did")
+            ((_, partial),) = self.engine.train(self._order(round), own)
+            return next(told for told in partial.told if told.client == client)
+        raise ConfigError(f"round: there is no round {round} to do again")
+
     def _is_due(self, every: int) -> bool:
         return self.state.round == self.run.rounds or (every > 0 and self.state.round % every == 0)
 
@@ -105,8 +124,7 @@ class Server:
 
     def _round(self, plan: Plan) -> None:
         began, state = time.perf_counter(), self.state
-        works = [Work(job.client, job.counts_in, self._mine(job.client)) for job in plan.jobs]
-        chunks = self.federation.chunks(works)
+        chunks = self.federation.chunks(self._works(plan))
         folding, told, replies = Folding(len(chunks)), list[Told](), list[Reply]()
         for number, partial in self.engine.train(self._order(plan.round), chunks):
             folding.take(number, partial.totals)
@@ -122,8 +140,8 @@ class Server:
         self._step(plan.round, total)
         self._tell(plan, sorted(told, key=lambda one: one.client), total, time.perf_counter() - began)
 
-    def _mine(self, client: int) -> Vectors:
-        return self.keeping.get(client)
+    def _works(self, plan: Plan) -> list[Work]:
+        return [Work(job.client, job.counts_in, self.keeping.get(job.client)) for job in plan.jobs]
 
     def _combined(self, round: int, replies: Sequence[Reply]) -> Total:
         """One update of all replies, in the order of their clients; nothing if there are too few for the rule."""

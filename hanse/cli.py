@@ -35,6 +35,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and the last line
 Model = Annotated[str, typer.Argument(metavar="MODEL", hidden=True)]
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", hidden=True)]
 File = Annotated[str, typer.Argument(metavar="FILE", hidden=True)]
+OptionalFile = Annotated[str | None, typer.Argument(metavar="FILE", hidden=True)]
+App = Annotated[str | None, typer.Option("--app", metavar="DIR", help="Run this Flower app in place of FILE.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", hidden=True)]
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", hidden=True)]
 
@@ -70,7 +72,8 @@ def _typer(description: str) -> typer.Typer:
 
 
 app = _typer("Train models where the data and the machines are.\n\nhanse VERB FILE key=value ...")
-runs = _typer("The runs kept here: list, show, compare, remove.")
+federate = _typer("Clients that keep their data: simulate, partition.")
+runs = _typer("The runs kept here: list, show, compare, replay, remove.")
 config = _typer("Config files: schema, show, validate.")
 
 
@@ -161,6 +164,50 @@ def generate(model: Model, words: Words = None, json: Json = False, quiet: Quiet
         return command.run(model, words or [], console)
 
 
+@federate.command("simulate")
+def federate_simulate(
+    file: OptionalFile = None,
+    words: Words = None,
+    app: Annotated[
+        str | None, typer.Option("--app", metavar="DIR", help="Run this Flower app in place of FILE.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train over clients that keep their data, in rounds.
+
+    \b
+    hanse federate simulate configs/federate/digits.yaml                  in this process
+    hanse federate simulate FILE engine=pool workers=2                    on two Ray workers
+    hanse federate simulate FILE engine=flower clients=2                  on a real Flower deployment
+    hanse federate simulate FILE resume=RUN                               where RUN was stopped
+    hanse federate simulate --app DIR clients=100 run_config.lr=0.1       any Flower app
+    """
+    from hanse.commands import federate as command
+
+    given = [word for word in (file, *(words or [])) if word is not None]
+    with Console.choose(json, quiet) as console:
+        if app is not None:
+            return command.app(app, given, console)
+        if file is None:
+            raise click.UsageError("federate simulate: name a config file, or a Flower app with --app DIR")
+        return command.run(file, words or [], console)
+
+
+@federate.command("partition")
+def federate_partition(file: File, words: Words = None, json: Json = False) -> int:
+    """Show who has how many examples of which label.
+
+    \b
+    hanse federate partition FILE partition.kind=dirichlet partition.alpha=0.1
+    hanse federate partition FILE out=picture.svg
+    """
+    from hanse.commands import federate as command
+
+    with Console.choose(json) as console:
+        return command.partition(file, words or [], console)
+
+
 @app.command()
 def demo(json: Json = False, quiet: Quiet = False) -> int:
     """Learn digits here, then on two Ray workers, and compare."""
@@ -204,6 +251,20 @@ def runs_compare(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
         return command.compare(run, console)
 
 
+@runs.command("replay")
+def runs_replay(
+    run: Run,
+    round: Annotated[int, typer.Option("--round", metavar="R", help="The round, counted from 1.")],
+    client: Annotated[int, typer.Option("--client", metavar="K", help="The client's number.")],
+    json: Json = False,
+) -> int:
+    """Do one client's work of a federation's round again, exactly."""
+    from hanse.commands import replay as command
+
+    with Console.choose(json) as console:
+        return command.run(run, round, client, console)
+
+
 @runs.command("remove")
 def runs_remove(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
     """Remove runs from the disk, for good. Each is named by its full name or path."""
@@ -239,6 +300,7 @@ def config_validate(files: Files, json: Json = False) -> int:
         return command.validate(files, console)
 
 
+app.add_typer(federate, name="federate")
 app.add_typer(runs, name="runs")
 app.add_typer(config, name="config")
 

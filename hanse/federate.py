@@ -2,25 +2,27 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from core.config import apply, dump_run, parse_run, read, to_yaml
-from core.errors import DataError
+from core.errors import ConfigError, DataError
 from core.execute import Summary
-from core.pool import LocalPool
+from core.pool import LocalPool, WorkerPool
 from core.runtime import Record
 from core.storage import artifact
-from core.storage.store import RunDirectory
+from core.storage.checkpoint import Restored, Snapshot, load
+from core.storage.store import Run, RunDirectory, read_run
 from federated import support
 from federated.engine import Engine, PoolEngine
 from federated.federation import Federation
+from federated.intake import Told
 from federated.run import FederateRun
 from federated.serve import serve
-from federated.server import Watch
+from federated.server import Server, Watch
 from hanse import deployed
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
@@ -123,9 +125,74 @@ def engine_of(federation: Federation) -> Iterator[Engine]:
             torch.set_num_threads(threads)
 
 
-def replay(path: Path, round: int, client: int) -> Record:
-    """Does one client's work of a finished round again, exactly: what it was told and what it answered.
+def simulate_app(
+    directory: Path, own: Mapping[str, Any], run_config: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Runs a Flower app directory on our engine: `own` may hold clients, engine, workers and address."""
+    from federated import foreign
 
-    Raises ConfigError if the client was not asked in that round, DataError if the run is not a federation.
+    clients, engine = own.get("clients", 10), own.get("engine", "inproc")
+    if engine not in ("inproc", "pool"):
+        raise ConfigError(f"engine: a Flower app runs on inproc or pool here, got {engine!r}; `flwr run` deploys it")
+    if not isinstance(clients, int):
+        raise ConfigError(f"clients: must be a whole number, got {clients!r}")
+
+    def report(record: Record) -> None:
+        if "event" in record:
+            fields = {key: value for key, value in record.items() if key not in ("event", "time")}
+            console.event(str(record["event"]), **fields)
+        else:
+            console.progress(record)
+
+    with ExitStack() as stack:
+        pool: WorkerPool = stack.enter_context(LocalPool())
+        if engine == "pool":
+            from cluster.pool import ray_pool
+
+            pool = stack.enter_context(ray_pool(int(own.get("workers", 2)), own.get("address")))
+        return foreign.simulate(directory, pool, clients, run_config, report)
+
+
+def replay(path: Path, round: int, client: int) -> tuple[Told, Told | None]:
+    """Does one client's work of a finished round again, exactly: what it answers, and what it answered then.
+
+    Raises DataError if the run is not a federation, ConfigError if the client was not asked in that round.
     """
-    raise DataError(f"{path}: not built yet {round} {client}")
+    run = parse_run(FederateRun, read(path / "config.yaml"))
+    weights = artifact.read_weights(run.init) if run.init else None
+    federation = Federation.of(run, weights)
+    if not 1 <= round <= run.rounds:
+        raise ConfigError(f"round: this run has rounds 1 to {run.rounds}, got {round}")
+    with engine_of(dataclasses.replace(federation, run=dataclasses.replace(run, engine="inproc"))) as engine:
+        server = Server(federation, engine, checkpoints=Before(path / "checkpoints", round, run.strategy.is_stateful))
+        told = server.answer(round, client)
+    return told, _recorded_answer(read_run(path), round, client)
+
+
+def _recorded_answer(run: Run, round: int, client: int) -> Told | None:
+    """What metrics.jsonl says of a client's work."""
+    for record in run.metrics():
+        if record.get("split") == "cohort" and record["round"] == round and client in record["cohort"]["client"]:
+            columns = record["cohort"]
+            place = columns["client"].index(client)
+            return Told(client, columns["loss"][place], columns["examples"][place], columns["norm"][place])
+    return None
+
+
+class Before:
+    """The newest checkpoint from before a round, to go on from; none where clients keep what only the end has."""
+
+    def __init__(self, directory: Path, round: int, never: bool) -> None:
+        self.directory, self.round, self.never = directory, round, never
+
+    def save(self, snapshot: Snapshot, best: bool = False) -> None:
+        """Nothing is saved."""
+
+    def load_latest(self) -> Restored:
+        """The newest one that is whole."""
+        steps = [] if self.never else sorted(self.directory.glob("step-*"), reverse=True)
+        for step in steps:
+            if int(step.name.removeprefix("step-")) < self.round:
+                with suppress(DataError):
+                    return Restored(load(step), ())
+        return Restored(None, ())

@@ -38,7 +38,7 @@ def show(reference: str, console: Console) -> int:
         "started": str(record.get("start", "-")).replace("T", " "),
         "seed": record.get("seed", "-"),
         "workers": record.get("workers", "-"),
-        "steps": number(summary["steps"]) if summary else _last_step(run),
+        **_progress(run, summary),
         "size": size(_size(run.path)),
         "data": f"{data.get('path', '-')}  sha256 {str(data.get('sha256', '-'))[:12]}",
         **({"error": record["error"]} if record.get("error") else {}),
@@ -124,18 +124,22 @@ def _row(run: Run) -> dict[str, object]:
         "run": run.id,
         "status": run.status,
         "metric": f"{summary['split']} {name} {number(metrics[name])}" if name else "-",
-        "steps": number(summary["steps"]) if summary else _last_step(run),
+        "progress": " ".join(f"{count} {name}" for name, count in _progress(run, summary).items()),
         "age": _age(run.record.get("start")),
         "size": size(_size(run.path)),
     }
 
 
-def _last_step(run: Run) -> str:
+def _progress(run: Run, summary: Mapping[str, Any]) -> dict[str, str]:
+    """How far a run is: its steps, or of a federation its rounds."""
+    one, name = ("round", "rounds") if run.record.get("verb") == "federate" else ("step", "steps")
+    if name in summary:
+        return {name: number(summary[name])}
     try:
         records = run.metrics()
     except DataError:
-        return "-"
-    return number(records[-1].get("step", 0)) if records else "-"
+        return {name: "-"}
+    return {name: number(records[-1].get(one, 0)) if records else "-"}
 
 
 def _age(start: object) -> str:

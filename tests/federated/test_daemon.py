@@ -134,8 +134,9 @@ def test_a_command_that_ends_early_says_its_status_and_last_words(tmp_path: Path
             "For more information, visit: <https://x>\nINFO:     Shutting down",
             "Exit Code: 305 No connection. [code: 2004] No.",
         ),
+        ("ERROR :  no disk\n\nINFO :     Shutting down\nWARNING : retrying", "no disk"),
     ],
-    ids=["nothing", "traceback", "flower"],
+    ids=["nothing", "traceback", "flower", "next record"],
 )
 def test_the_last_error_of_a_log_is_one_line(log: str, expected: str) -> None:
     assert last_error(log.splitlines()) == expected

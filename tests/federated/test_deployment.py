@@ -1,6 +1,8 @@
 """A real federation on this machine: it trains, it refuses strangers, it says why it fails, and it leaves nothing."""
 
+import os
 import socket
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from flwr.common.config import parse_config_args
 from core.errors import ConfigError, ResourceError, WorkerError
 from federated.app_directory import Scalar, write_app
 from federated.certificates import issue, node_key
+from federated.daemon import Daemon
 from federated.deployment import Deployment, _free_ports, _node_words, deployment
 from tests.federated.tiny_app import NODE_CONFIG, RUN_CONFIG, environment_with_tiny_components
 
@@ -145,6 +148,23 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
     with pytest.raises(ResourceError, match="superlink did not come up in time"):
         deployment(tmp_path / "run", 1, deadline_s=0.3).__enter__()
     assert descendants() <= others
+
+
+@pytest.mark.parametrize("gone", ["superlink", "node-1"])
+def test_a_run_is_given_up_when_its_server_or_its_last_node_is_gone(tmp_path: Path, gone: str) -> None:
+    def start(name: str) -> Daemon:
+        code = "raise SystemExit('no memory')" if name == gone else "import time; print('on'); time.sleep(600)"
+        return Daemon(name, [sys.executable, "-uc", code], tmp_path / name, os.environ)
+
+    here = Deployment(tmp_path, 1, issue(tmp_path))
+    here.superlink, follower = start("superlink"), start("run")
+    here.nodes = [start("node-1")]
+    try:
+        with pytest.raises(WorkerError, match=f"{gone} ended with status 1: no memory"):
+            here._follow(follower, print)
+    finally:
+        follower.kill()
+        here.close()
 
 
 def test_a_missing_flower_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

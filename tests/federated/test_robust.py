@@ -299,7 +299,7 @@ def test_norm_bounding_scales_the_trainable_part_and_leaves_statistics_alone() -
 
 @pytest.mark.parametrize("vector", [torch.zeros(5), torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0])])
 def test_norm_bounding_leaves_short_updates_as_they_are(vector: Tensor) -> None:
-    assert torch.equal(NormBounding(bound=2.0).receive(Reply(1, 1.0, {UPDATE: vector}), FRAME).payload[UPDATE], vector)
+    assert torch.equal(NormBounding(bound=2.5).receive(Reply(1, 1.0, {UPDATE: vector}), FRAME).payload[UPDATE], vector)
 
 
 def test_one_that_does_not_clip_moves_the_mean_by_no_more_than_bound_over_n() -> None:

@@ -1,0 +1,115 @@
+"""`hanse federate simulate|partition`: clients that keep their data, here, on Ray, or on a real Flower deployment."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.config import read_overrides
+from core.errors import ConfigError
+from federated.run import FederateRun
+from hanse import federate
+from hanse.commands.train import headline, reference
+from hanse.console import Console, JsonConsole
+from hanse.format import duration
+from hanse.interrupt import INTERRUPTED
+
+APP_WORDS = {"clients", "engine", "workers", "address"}  # what a foreign app can be told beside its run config
+
+
+def run(file: str, words: Sequence[str], console: Console) -> int:
+    """Runs the rounds, and says how it went and what to type next."""
+    overrides = read_overrides(words)
+    wanted = federate.parse_federate(file, overrides)
+    console.header(f"hanse federate simulate  {wanted.recipe.name}", _header(wanted))
+    path, summary = federate.simulate(wanted, console)
+    if summary["ended"] == "stopped":
+        again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir=", "init="))]
+        command = " ".join([f"hanse federate simulate {file}", *again, f"resume={reference(path)}"])
+        shown = summary if isinstance(console, JsonConsole) else {"stopped after round": summary["rounds"]}
+        console.end(path, shown, [command])
+        return INTERRUPTED
+    console.close()
+    console.say(f"report  {path / 'report.html'}")
+    name = reference(path)
+    console.end(path, _shown(summary, console), [f"hanse evaluate {name}", f"hanse runs show {name}"])
+    return 0
+
+
+def app(directory: str, words: Sequence[str], console: Console) -> int:
+    """Runs any Flower app directory on our engine."""
+    overrides = read_overrides(words)
+    run_config = {k.removeprefix("run_config."): v for k, v in overrides.items() if k.startswith("run_config.")}
+    own = {key: value for key, value in overrides.items() if not key.startswith("run_config.")}
+    for key in own:
+        if key not in APP_WORDS:
+            known = ", ".join(sorted(APP_WORDS))
+            raise ConfigError(f"{key}: a Flower app is told {known} and run_config.KEY; rounds are the app's own")
+    console.header(f"hanse federate simulate --app  {directory}", {key: str(value) for key, value in own.items()})
+    summary = federate.simulate_app(Path(directory), own, run_config, console)
+    console.close()
+    console.end(None, summary)
+    return 0
+
+
+def partition(file: str, words: Sequence[str], console: Console) -> int:
+    """Shows which client has how many examples of which label; draws it too, into a file where `out=` names one."""
+    from federated.federation import deal
+    from federated.partition_picture import counts, svg_picture, text_picture
+
+    overrides = read_overrides(words)
+    out = overrides.pop("out", None)
+    dealt, data = deal(federate.parse_federate(file, overrides))
+    if isinstance(console, JsonConsole):
+        for client, row in enumerate(counts(dealt, data).tolist()):
+            console.event("client", client=client, examples=int(dealt.sizes[client]), counts=row)
+    else:
+        console.say(*text_picture(dealt, data).splitlines())
+    if out is not None:
+        Path(str(out)).write_text(svg_picture(dealt, data), encoding="utf-8")
+    sizes = dealt.sizes
+    said = {"clients": len(dealt), "smallest": int(sizes.min()), "largest": int(sizes.max())}
+    command = " ".join(["hanse federate simulate", file, *(shlex.quote(w) for w in words if not w.startswith("out="))])
+    console.end(str(out) if out is not None else None, said, [command])
+    return 0
+
+
+def _header(run: FederateRun) -> dict[str, object]:
+    recipe = run.recipe
+    where = {
+        "inproc": "this process",
+        "pool": f"{run.workers} Ray workers at {run.address or 'this machine'}",
+        "flower": "a Flower deployment on this machine",
+    }
+    local = f"{run.local_steps} steps" if run.local_steps else f"{run.local_epochs:g} epochs"
+    transforms = ", ".join(transform.kind for transform in run.transforms)
+    return {
+        "model": recipe.model.kind,
+        "data": f"{recipe.data.kind} {recipe.data.path}",
+        "clients": f"{run.clients or 'one of each value'}, {run.cohort or 'all'} a round",
+        "partition": run.partition.kind,
+        "strategy": run.strategy.kind,
+        "local work": f"{local} of batch {recipe.train.batch_size}, {recipe.optimizer.kind} lr {recipe.optimizer.lr:g}",
+        "rounds": run.rounds,
+        "engine": where[run.engine],
+        "seed": recipe.seed,
+        **({"transforms": transforms} if transforms else {}),
+        **({"attack": run.attack.kind} if run.attack else {}),
+    }
+
+
+def _shown(summary: Mapping[str, Any], console: Console) -> Mapping[str, Any]:
+    """All of it for programs; for people the headlines, and how the clients fare."""
+    if isinstance(console, JsonConsole):
+        return summary
+    shown: dict[str, Any] = {str(summary["split"]): headline(summary)} if summary["split"] else {}
+    for name in ("clients", "personal"):
+        found = summary["evaluation"].get(name)
+        if found:
+            metric = next((m for m in ("accuracy", "r2", "loss") if m in found["spread"]), "loss")
+            one = found["spread"][metric]
+            shown[name] = {metric: found["metrics"][metric], f"worst {metric}": one["worst"]}
+    shown["parameters"] = summary["parameters"]
+    if summary["simulated_s"]:
+        shown["simulated"] = duration(summary["simulated_s"])
+    return {**shown, "wall_s": summary["wall_s"]}
