@@ -1,5 +1,5 @@
-"""A plain Flower app (`bench/peers/flower_app`: digits, 100 clients, 5 rounds) on our engine beside `flwr run`: the whole
-time of a command. The SuperLink that `flwr run` starts is already up when its time is taken."""
+"""A plain Flower app (`bench/peers/flower_app`: digits, 100 clients, 5 rounds) on our engine beside `flwr run`: seconds
+of the whole command. The SuperLink that `flwr run` starts is already up when its time is taken."""
 
 import contextlib
 import json
@@ -19,11 +19,14 @@ from bench.measure import alternate, emit
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "bench" / "peers" / "flower_app"
-CLIENTS, ROUNDS = 100, 3
-OURS = (
-    "import json, sys; from pathlib import Path; from core.pool import LocalPool; from federated.foreign import simulate; "
-    "simulate(Path(sys.argv[1]), LocalPool(), int(sys.argv[2]), json.loads(sys.argv[3]), lambda record: None)"
-)
+CLIENTS, ROUNDS = 100, 2
+OURS = """
+import json, sys
+from pathlib import Path
+from core.pool import LocalPool
+from federated.foreign import simulate
+simulate(Path(sys.argv[1]), LocalPool(), int(sys.argv[2]), json.loads(sys.argv[3]), lambda record: None)
+"""
 
 
 def run() -> None:
@@ -66,7 +69,7 @@ def _timed(command: list[str], out: Path, environment: dict[str, str]) -> tuple[
 
 @contextlib.contextmanager
 def _flower(folder: Path) -> Iterator[dict[str, str]]:
-    """An environment in which `flwr run` keeps to a folder; ends what it left running: it starts a server and detaches it."""
+    """An environment in which `flwr run` keeps to a folder. At the end stops the server that it starts and detaches."""
     http, control = _free_ports()
     environment = {
         **os.environ,

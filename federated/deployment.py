@@ -117,10 +117,11 @@ class Deployment:
         """Lets the node with this key join."""
         self._flwr("supernode", "register", str(public_key), CONNECTION, error=ResourceError)
 
-    def start_node(self, name: str, private_key: Path, port: int, node_config: Mapping[str, Scalar]) -> Daemon:
-        """Starts a SuperNode whose own server listens on `port`; does not wait for it."""
+    def start_node(self, name: str, private_key: Path | None, port: int, node_config: Mapping[str, Scalar]) -> Daemon:
+        """Starts a SuperNode whose own server listens on `port`; does not wait. Without its key it will be refused."""
         link = ["--superlink", self.address, "--root-certificates", str(self.certificates.ca)]
-        own = ["--host", HOST, "--port", str(port), "--auth-supernode-private-key", str(private_key)]
+        own = ["--host", HOST, "--port", str(port)]
+        own += ["--auth-supernode-private-key", str(private_key)] if private_key else []
         words = ["--node-config", _node_words(node_config), "--max-wait-time", "60"]
         self.nodes.append(self._start(name, ["flower-supernode", *link, *own, *words]))
         return self.nodes[-1]

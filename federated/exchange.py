@@ -151,6 +151,10 @@ class Strategy(Protocol):
         """What the client sends, and what it keeps from now on."""
         ...
 
+    def receive(self, reply: Reply, frame: Frame) -> Reply:
+        """What the server makes of a good reply before it adds it up: its own half of what `reply` should have done."""
+        ...
+
     def discount(self, staleness: int) -> float:
         """The factor on the weight of a reply that was trained on weights `staleness` rounds old."""
         ...

@@ -50,6 +50,8 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.run.strategy.require(self.cohort)
+        if self.run.attack:
+            self.run.attack.require(self.clients.preprocess, len(self.clients))
         self.schedule  # noqa: B018 - refuses a cohort that is larger than the population
 
     @property

@@ -47,6 +47,12 @@ class Told:
         return cls(client, fault=said, trace=traceback.format_exc())
 
 
+    @property
+    def reason(self) -> dict[str, str]:
+        """Why it failed, as fields of an event."""
+        return {"reason": str(self.fault), **({"traceback": self.trace} if self.trace else {})}
+
+
 @dataclass(frozen=True)
 class Sent:
     """A client's answer: its reply as it goes over the wire (None if it failed), and what the client keeps."""
@@ -83,6 +89,7 @@ class Intake:
             partial.kept[work.client] = sent.kept
         if read is None:
             return
+        read = self.run.strategy.receive(read, self.frame)
         read = replace(read, weight=read.weight * self.run.strategy.discount(work.counts_in - round))
         if must_collect(self.run):
             partial.replies.append(read)

@@ -34,6 +34,8 @@ def judge(
         found["validation"] = central
         report({**place, "split": "validation", **central})
     judged, metrics = _asked(federation, engine, order, keeping), metrics_for(federation)
+    for told in judged.failed:
+        report({"event": "client_failed", "round": order.round, "client": told.client, **told.reason})
     for model, state in judged.states.items():
         own = sorted((v for v in judged.verdicts if v.model == model), key=lambda v: v.client)
         values, spread = metrics.compute(state), spread_of(own)

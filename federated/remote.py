@@ -54,8 +54,7 @@ class GridEngine:
             for work in chunk:
                 message = answers[work.client]
                 found = None if message is None else read_judged(message, work.client, metrics.shapes())
-                if found is not None:
-                    judged.merge(found)
+                judged.merge(found or Judged(failed=[Told(work.client, fault="no good answer to the evaluation")]))
             yield number, judged
 
     def _ask(self, order: Order, chunks: Chunks, kind: str) -> dict[int, Message | None]:

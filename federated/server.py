@@ -194,8 +194,7 @@ class Server:
         for one in told:
             if one.fault:
                 event = "client_failed" if one.trace else "quarantined"
-                trace = {"traceback": one.trace} if one.trace else {}
-                report({"event": event, "round": plan.round, "client": one.client, "reason": one.fault, **trace})
+                report({"event": event, "round": plan.round, "client": one.client, **one.reason})
         examples = sum(one.examples for one in good)
         record: Record = {"round": plan.round, "rounds": self.run.rounds, "split": "train"}
         if examples:

@@ -56,16 +56,20 @@ class Verdict:
 
 @dataclass
 class Judged:
-    """What a chunk's held-out examples say: metric states by model ("shared", "personal"), which add, and verdicts."""
+    """What held-out examples say: metric states by model ("shared", "personal"), which add, and each client's verdict.
+
+    failed: clients that could not judge."""
 
     states: dict[str, State] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
+    failed: list[Told] = field(default_factory=list)
 
     def merge(self, other: "Judged") -> None:
         """Takes in what others judged."""
         for model, state in other.states.items():
             self.states[model] = Metrics.merge(self.states[model], state) if model in self.states else state
         self.verdicts += other.verdicts
+        self.failed += other.failed
 
 
 @dataclass(frozen=True)
@@ -213,10 +217,15 @@ class Site:
 
     def judge(self, order: Order, chunk: Sequence[Work]) -> Judged:
         """The shared model, and where there are any the clients' own, on what these clients hold out."""
-        judged, fine_tune = Judged(), self.run.evaluate.fine_tune_epochs
-        seed, clients = self.run.recipe.seed, self.setting.clients
-        pairs = [(work, clients.data(work.client, seed_of(seed, "judge", work.client))) for work in chunk]
-        pairs = [(work, data) for work, data in pairs if len(data.splits["validation"])]
+        judged, fine_tune, pairs = Judged(), self.run.evaluate.fine_tune_epochs, list[tuple[Work, Data]]()
+        for work in chunk:
+            try:
+                data = self.setting.clients.data(work.client, seed_of(self.run.recipe.seed, "judge", work.client))
+            except Exception as error:  # noqa: BLE001 - as in training
+                judged.failed.append(Told.failed(work.client, error))
+            else:
+                if len(data.splits["validation"]):
+                    pairs.append((work, data))
         tuned = self._fine_tuned(order, pairs, fine_tune) if fine_tune else {}
         for work, data in pairs:
             mine = _under(STRATEGY, work.mine)

@@ -281,7 +281,7 @@ def _search(ask: Ask, brackets: dict[int, tuple[int, int]], rows: int, tolerance
             raise WorkerError(f"quantiles: clients counted {rows} rows at first, then {int(answer.sum())}; start again")
         reached = list(zip(edges, answer.cumsum(0)[:-1].tolist(), strict=True))  # rows up to each edge
         for rank, (low, high) in brackets.items():
-            low = max([low, *(edge for edge, rows_below in reached if rows_below < rank)])
+            low = max([low, *(edge for edge, rows_below in reached if rows_below <= rank)])
             high = min([high, *(edge for edge, rows_below in reached if rows_below > rank)])
             brackets[rank] = (low, high)
     return {rank: _float(high) for rank, (_, high) in brackets.items()}

@@ -37,7 +37,7 @@ class Column:
         if clients is not None and clients > len(values):
             raise ConfigError(
                 f"clients: {clients} are more than the {len(values)} values of '{self.column or 'document'}' in the "
-                "training split; lower it, or leave it out to make a client of each"
+                "training split; lower it, or set it to null, which makes a client of each"
             )
         if clients is not None:
             group = _grouped(sizes, clients)[group]

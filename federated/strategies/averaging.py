@@ -37,6 +37,10 @@ class Averaging(ABC):
         """The update, with the number of examples as its weight."""
         return Reply(update.client, float(update.examples), {UPDATE: update.delta}), {}
 
+    def receive(self, reply: Reply, frame: Frame) -> Reply:
+        """The reply as it is."""
+        return reply
+
     def discount(self, staleness: int) -> float:
         """What a reply counts that was trained on weights `staleness` rounds old."""
         return 1.0

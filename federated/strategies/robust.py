@@ -53,7 +53,7 @@ class Robust(Averaging):
     def reply(self, update: Update, order: Order, mine: Vectors, frame: Frame) -> tuple[Reply, Vectors]:
         return Reply(update.client, 1.0, {UPDATE: update.delta}), {}
 
-    def combine(self, updates: Tensor, weights: Tensor, server: Vectors | None = None) -> Tensor:
+    def combine(self, updates: Tensor, weights: Tensor, server: Vectors) -> Tensor:
         """One update, float32 [D], of updates [n, D]; `weights` are ignored. `server`: the server's vectors.
 
         Raises WorkerError if there are fewer than `needs()`.
@@ -66,7 +66,7 @@ class Robust(Averaging):
         rows = updates[by_content(updates)]
         if self.mix_neighbors:
             mix(rows, self.byzantine)
-        return self.rule(rows, server or {}).float()
+        return self.rule(rows, server).float()
 
     def step(self, weights: Tensor, server: Vectors, total: Total, clients: int) -> tuple[Tensor, Vectors]:
         """Moves by the combined update, which is all that `total` holds."""

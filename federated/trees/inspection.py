@@ -19,9 +19,9 @@ def fault(content: bytes, blank: bytes, trees: int, parallel: int) -> str | None
             return "is not a model for these inputs and targets"
         model = learner["gradient_booster"]["model"]
         header = model["gbtree_model_param"]
-        found = len(model["trees"])
-        if (found, int(header["num_trees"]), int(header["num_parallel_tree"])) != (trees, trees, parallel):
-            return f"holds {found} trees, expected {trees}"
+        found = len(model["trees"]), int(header["num_trees"]), int(header["num_parallel_tree"])
+        if found != (trees, trees, parallel):
+            return f"holds {found[0]} trees and says {found[1:]}, expected {trees} and {(trees, parallel)}"
         features = int(own["learner_model_param"]["num_feature"])
         for number, tree in enumerate(model["trees"]):
             if not _is_sound(tree, features):

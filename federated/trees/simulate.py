@@ -3,7 +3,9 @@
 forest = simulate_trees(TreesConfig(rounds=30), [clients.data(i, seed) for i in range(len(clients))])
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,10 +47,23 @@ def simulate_trees(
     server = server_app(config, clients[0].spec, len(clients), found.append, clients[0].unit)
     grid = PoolGrid(pool, nodes, report)
     try:
-        grid.serve(lambda: server(grid, Context(RUN, RUN, {}, RecordDict(), {})))
+        with _quiet():
+            grid.serve(lambda: server(grid, Context(RUN, RUN, {}, RecordDict(), {})))
     finally:
         shared.release()
     return found[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower logs a page for every round."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _app(shared: Shared[tuple[Data, ...]]) -> ClientApp:

@@ -54,7 +54,9 @@ def everything(data: Data, split: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @every_attack
-@pytest.mark.parametrize("share, clients", [(0.0, 10), (0.2, 10), (0.25, 10), (0.28, 10), (0.33, 100), (1.0, 7), (0.1, 100_000)])
+@pytest.mark.parametrize(
+    "share, clients", [(0.0, 10), (0.2, 10), (0.25, 10), (0.28, 10), (0.33, 100), (1.0, 7), (0.1, 100_000)]
+)
 def test_exactly_the_share_of_all_clients_attacks(attack: type[AttackConfig], share: float, clients: int) -> None:
     config = attack(share=share)
     hostile = [client for client in range(clients) if config.is_attacker(client, clients, seed=3)]

@@ -95,16 +95,21 @@ def test_an_app_that_flower_refuses_is_a_mistake_in_the_config(here: Deployment,
 
 
 @pytest.mark.slow
-def test_a_node_whose_key_is_not_registered_cannot_join(here: Deployment, tmp_path: Path) -> None:
-    private, public = node_key(tmp_path, "stranger")
-    stranger = here.start_node("stranger", private, _free_ports(0, 0)[0], {})
-    here.nodes.remove(stranger)
-    assert stranger.wait() != 0
-    stranger.release()
-    assert "Failed to activate SuperNode" in str(stranger.ended_early(ResourceError))
+def test_only_a_node_whose_key_is_registered_can_join(here: Deployment, tmp_path: Path) -> None:
+    private, public = node_key(tmp_path, "newcomer")
+    ports = _free_ports(0, 2)
+    keyless, stranger = (
+        here.start_node("keyless", None, ports[0], {}),
+        here.start_node("stranger", private, ports[1], {}),
+    )
+    for node, why in ((keyless, "authentication is enabled"), (stranger, "Failed to activate SuperNode")):
+        here.nodes.remove(node)
+        assert node.wait() != 0
+        node.release()
+        assert why in str(node.ended_early(ResourceError))
     assert here.online() == 2
     here.register(public)
-    friend = here.start_node("friend", private, _free_ports(0, 0)[0], {})
+    friend = here.start_node("friend", private, ports[2], {})
     here.wait_online(3, deadline=float("inf"))
     here.nodes.remove(friend)
     friend.release()

@@ -67,6 +67,11 @@ def test_the_drawing_has_a_disc_for_each_count() -> None:
     largest = max(discs, key=lambda disc: float(disc.get("r", "0")))
     client, label = divmod(int(table.argmax()), 10)
     assert largest[0].text == f"client {client}, {label}: {table.max()}" and largest.get("r") == "9.0"
+    area = {disc[0].text: float(disc.get("r", "0")) ** 2 for disc in discs}
+    for place, count in enumerate(table.flatten().tolist()):
+        if count:
+            share = area[f"client {place // 10}, {place % 10}: {count}"] / 81
+            assert share == pytest.approx(count / int(table.max()), abs=0.02)
     assert summary(table) in (root.get("aria-label") or "")
 
 

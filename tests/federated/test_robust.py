@@ -35,7 +35,7 @@ def normal(*shape: int, key: int = 0) -> Tensor:
 
 
 def combined(rule: Robust, updates: Tensor) -> Tensor:
-    return rule.combine(updates, torch.ones(len(updates), dtype=torch.float64))
+    return rule.combine(updates, torch.ones(len(updates), dtype=torch.float64), {})
 
 
 def plain_squares(rows: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def test_the_plain_mean_is_pulled_out_of_the_honest_range() -> None:
 def test_declared_weights_decide_nothing(rule: type[Robust]) -> None:
     updates = normal(9, 5)
     heavy = torch.tensor([1e9, *[1.0] * 8], dtype=torch.float64)
-    assert torch.equal(rule().combine(updates, heavy), combined(rule(), updates))
+    assert torch.equal(rule().combine(updates, heavy, {}), combined(rule(), updates))
     reply, mine = rule().reply(Update(3, updates[0], 500, 10, 0.1, 0.1), Order(1, updates[0]), {}, FRAME)
     assert reply.weight == 1.0 and torch.equal(reply.payload[UPDATE], updates[0]) and mine == {}
 

@@ -7,7 +7,7 @@ from functools import reduce
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -94,6 +94,8 @@ def test_no_digits_are_lost_where_the_mean_is_large_beside_the_spread() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(FLOATS, max_size=8), min_size=1, max_size=5).filter(any))
+@example([[], [3.0, 5.0]])
+@example([[-3.0, -5.0], []])
 def test_merging_is_the_union_also_of_clients_without_rows(parts: list[list[float]]) -> None:
     together = np.array([value for part in parts for value in part])
     request = Request(("x",))

@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import torch
-from digits.task import Net, load_central, test
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+
+from digits.task import Net, load_central, test
 
 app = ServerApp()
 

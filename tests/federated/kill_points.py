@@ -1,0 +1,104 @@
+"""Runs a federation again and again, killed with -9 at another point each time and then gone on with, in processes of its own.
+
+    python tests/federated/kill_points.py DIRECTORY     one JSON line a point: which, how many there are, the weights' SHA-256
+
+A point is a moment at which something is about to be written, or has just been: a record, a client's vectors, a checkpoint.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.storage.checkpoint import Checkpointer
+from core.storage.store import RunDirectory
+from federated.keeping import Keeping
+from hanse.console import Console
+from hanse.federate import parse_federate, simulate
+
+POINTS = 12
+CONFIG: dict[str, Any] = {
+    "name": "killed",
+    "data": {"kind": "table", "path": "bundled:wine"},
+    "model": {"kind": "mlp", "hidden": [8], "dropout": 0.2},
+    "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9},
+    "train": {"batch_size": 8},
+    "clients": 8,
+    "cohort": 4,
+    "rounds": 7,
+    "strategy": {"kind": "scaffold"},
+    "transforms": [{"kind": "int8"}],
+    "evaluate": {"every": 3},
+    "checkpoint_every": 2,
+}
+WATCHED = [(RunDirectory, "record"), (Keeping, "put"), (Keeping, "settle"), (Checkpointer, "save")]
+
+
+def main(root: Path) -> None:
+    """An undisturbed run tells how many points there are."""
+    points, sound = in_a_process(lambda: run(root / "sound", {}, kill_at=None))
+    report(-1, points, sound)
+    for number in range(POINTS):
+        at = 1 + number * (points - 1) // (POINTS - 1)
+        where = root / f"killed-{at}"
+        in_a_process(lambda at=at, where=where: run(where, {}, kill_at=at))  # type: ignore[misc]
+        assert not (where / "summary.json").exists(), "it was killed before its end"
+        _, weights = in_a_process(lambda where=where: run(where, {"resume": True}, kill_at=None))  # type: ignore[misc]
+        report(at, points, weights)
+
+
+def run(where: Path, changes: dict[str, Any], kill_at: int | None) -> tuple[int, str]:
+    """(points passed, SHA-256 of the weights)."""
+    torch.set_num_threads(1)
+    passed = [0]
+
+    def tick() -> None:
+        passed[0] += 1
+        if passed[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **named: Any) -> Any:
+            tick()
+            result = original(*arguments, **named)
+            tick()
+            return result
+
+        return watched
+
+    for cls, name in WATCHED:
+        setattr(cls, name, around(getattr(cls, name)))
+    with Console.choose(quiet=True) as console:
+        _, summary = simulate(parse_federate({**CONFIG, "run_dir": str(where), **changes}, {}), console)
+    return passed[0], summary["weights_sha256"]
+
+
+def in_a_process(work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+    """A fork, before torch has started threads here; (0, "") if it was killed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
+        os.write(writing, json.dumps(work()).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    if not said:
+        return 0, ""
+    passed, weights = json.loads(said)
+    return passed, weights
+
+
+def report(at: int, points: int, weights: str) -> None:
+    print(json.dumps({"at": at, "points": points, "weights": weights}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

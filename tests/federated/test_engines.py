@@ -1,0 +1,186 @@
+"""Every engine against the plain loop, and against each other."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from core.config import parse_run
+from core.pool import Done, LocalPool
+from federated.engine import PoolEngine
+from federated.federation import Federation
+from federated.run import FederateRun
+from federated.server import Watch
+from tests.federated.reference import reference, served
+
+CONFIG: dict[str, Any] = {
+    "data": {"kind": "image"},
+    "model": {"kind": "mlp", "hidden": [16]},
+    "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0},
+    "train": {"batch_size": 16},
+    "clients": 12,
+    "cohort": 5,
+    "rounds": 3,
+    "partition": {"kind": "dirichlet", "alpha": 0.5},
+    "evaluate": {"every": 0, "held_out": 0.1},
+}
+ADDITIVE: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedavgm": {},
+    "fedadagrad": {},
+    "fedadam": {},
+    "fedyogi": {},
+    "fedprox": {"mu": 0.5},
+    "scaffold": {},
+    "fednova": {},
+    "qfedavg": {"q": 0.5},
+    "ditto": {},
+    "norm_bounding": {"bound": 0.3},
+}
+
+
+def federation(**changes: Any) -> Federation:
+    return Federation.of(parse_run(FederateRun, {**CONFIG, **changes}))
+
+
+def local(found: Federation) -> PoolEngine:
+    return PoolEngine(LocalPool(), found.setting)
+
+
+class Backwards(LocalPool):
+    """Gives its results in the reverse order, as workers might."""
+
+    def run(self, fn: Any, items: Mapping[Any, Any], cost: Any = None) -> Iterator[Done[Any, Any]]:
+        return iter(list(super().run(fn, dict(reversed(items.items())))))
+
+
+@pytest.mark.parametrize("kind", ADDITIVE)
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_every_additive_strategy_comes_to_the_weights_of_the_plain_loop(kind: str, backend: str) -> None:
+    found = federation(strategy={"kind": kind, **ADDITIVE[kind]}, backend=backend)
+    wanted, got = reference(found), served(found, local(found))
+    moved = float((wanted - found.first).abs().max())
+    assert moved > 0.01
+    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5 * max(1.0, moved))
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_clients_keep_their_norm_layers_with_fedbn(backend: str) -> None:
+    model = {"kind": "cnn", "channels": [4], "norm": "group", "hidden": 8}
+    found = federation(strategy={"kind": "fedbn"}, model=model, backend=backend)
+    torch.testing.assert_close(served(found, local(found)), reference(found), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_an_asynchronous_server_comes_to_the_weights_of_the_plain_loop(backend: str) -> None:
+    devices = {"speed": {"kind": "lognormal", "median": 100.0, "sigma": 1.0}}
+    strategy = {"kind": "fedbuff", "buffer": 3, "concurrency": 6}
+    found = federation(strategy=strategy, cohort=None, rounds=6, devices=devices, backend=backend)
+    plans = list(found.schedule.plans())
+    assert any(job.counts_in > job.round for plan in plans for job in plan.jobs), "some replies are stale"
+    torch.testing.assert_close(served(found, local(found)), reference(found), rtol=0, atol=2e-5)
+
+
+def test_batch_statistics_are_averaged_like_weights() -> None:
+    model = {"kind": "cnn", "channels": [4], "norm": "batch", "hidden": 8}
+    found = federation(model=model)
+    assert found.frame.size > found.frame.trainable
+    torch.testing.assert_close(served(found, local(found)), reference(found), rtol=0, atol=2e-5)
+
+
+def test_a_full_cohort_of_one_step_is_centralized_gradient_descent() -> None:
+    found = federation(cohort=None, local_steps=1, train={"batch_size": 2000}, evaluate={"every": 0, "held_out": 0.0})
+    task, data = found.task, found.central
+    assert data is not None
+    rows = data.splits["train"]
+    inputs, targets = rows.take(rows.addresses(0, None))
+    got = served(found, local(found))
+    found.frame.put(task, found.first)
+    for _ in range(3):
+        each, _ = task({"inputs": inputs, "targets": targets, "weight": torch.ones(len(inputs))})
+        gradients = torch.autograd.grad(each.mean(), list(task.parameters()))
+        with torch.no_grad():
+            for p, gradient in zip(task.parameters(), gradients, strict=True):
+                p -= 0.1 * gradient
+    torch.testing.assert_close(got, found.frame.vector(task), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", [{"kind": "fedadam"}, {"kind": "scaffold"}, {"kind": "median"}])
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_the_order_of_completion_changes_no_bit(strategy: dict[str, Any], backend: str) -> None:
+    found = federation(strategy=strategy, backend=backend, clients=40, cohort=24, local_steps=2)
+    backwards = PoolEngine(Backwards(), found.setting)
+    assert torch.equal(served(found, local(found)), served(found, backwards))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_on_ray_change_no_bit() -> None:
+    from cluster.pool import ray_pool
+
+    changes: list[dict[str, Any]] = [
+        {"backend": "loop", "clients": 30, "cohort": 14},
+        {"backend": "vmap", "clients": 30, "cohort": 14},
+        {"strategy": {"kind": "scaffold"}, "transforms": [{"kind": "int8"}]},
+        {"strategy": {"kind": "krum"}, "attack": {"kind": "alie", "share": 0.2}},
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ray_pool(2) as pool:
+            for change in changes:
+                found = federation(**change)
+                here, there = served(found, local(found)), served(found, PoolEngine(pool, found.setting))
+                assert torch.equal(here, there), change
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_client_that_raises_is_told_of_and_the_round_goes_on() -> None:
+    found = federation()
+    broken = next(found.schedule.plans()).jobs[0].client
+
+    class Breaking:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(found.clients, name)
+
+        def __len__(self) -> int:
+            return len(found.clients)
+
+        def data(self, client: int, seed: int) -> Any:
+            if client == broken:
+                raise OSError("the disk is gone")
+            return found.clients.data(client, seed)
+
+    breaking = replace(found, clients=Breaking())
+    records: list[dict[str, Any]] = []
+    weights = served(breaking, local(breaking), Watch(records.append))
+    failed = [r for r in records if r.get("event") == "client_failed"]
+    assert {r["client"] for r in failed} == {broken}
+    assert failed[0]["reason"] == "OSError: the disk is gone"
+    assert 'raise OSError("the disk is gone")' in failed[0]["traceback"]
+    first = next(r for r in records if r.get("split") == "train")
+    assert first["clients"] == 4 and first["failed"] == 1
+    assert bool(torch.isfinite(weights).all()) and not torch.equal(weights, found.first)
+
+
+def test_a_client_that_diverges_is_quarantined_and_named() -> None:
+    records: list[dict[str, Any]] = []
+    for backend in ("loop", "vmap"):
+        found = federation(optimizer={"kind": "sgd", "lr": 1e30, "momentum": 0.0}, rounds=1, backend=backend)
+        weights = served(found, local(found), Watch(records.append))
+        assert torch.equal(weights, found.first)
+    bad = [r for r in records if r.get("event") == "quarantined"]
+    assert len(bad) == 10 and all("finite" in r["reason"] or "norm" in r["reason"] for r in bad)
+
+
+def test_a_reply_past_the_largest_norm_does_not_count() -> None:
+    records: list[dict[str, Any]] = []
+    found = federation(attack={"kind": "sign_flip", "scale": 1e6, "share": 0.25}, max_norm=50.0, rounds=4)
+    weights = served(found, local(found), Watch(records.append))
+    attackers = {c for c in range(12) if found.run.attack and found.run.attack.is_attacker(c, 12, 0)}
+    bad = {r["client"] for r in records if r.get("event") == "quarantined"}
+    assert bad and bad <= attackers
+    assert float((weights - found.first).norm()) < 50
