@@ -18,12 +18,12 @@ from core.runtime import Runtime, choose_device
 from core.task import Task
 from federated import support
 from federated.clients import Clients, PartitionedClients
+from federated.clock.schedule import Asynchronous, Schedule
 from federated.exchange import Order, Update
 from federated.inspection import Expected, shapes
 from federated.intake import Work
 from federated.partition import Partition, make_partition
 from federated.run import FederateRun
-from federated.schedule import Asynchronous, Schedule
 from federated.site import Setting, training_only
 from federated.transforms.chain import bytes_up
 

@@ -9,12 +9,12 @@ import numpy as np
 from core.metrics import Metrics, higher_is_better
 from core.runtime import Runtime
 from core.train import evaluate, metrics_of
+from federated.clock.sampling import draw
 from federated.engine import Engine
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.intake import Work
 from federated.keeping import Keeping
-from federated.sampling import draw
 from federated.site import Judged, Verdict
 
 Record = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Literal
 from core.errors import ConfigError
 from core.recipe import Recipe
 from federated.attacks import AttackConfig
-from federated.devices import Devices
+from federated.clock.devices import Devices
 from federated.partition import IID, PartitionConfig
 from federated.strategies import FedAvg, StrategyConfig
 from federated.transforms import TransformConfig

@@ -15,6 +15,7 @@ from torch import Tensor
 from core.errors import ConfigError, DataError, WorkerError
 from core.learner import Saver
 from core.storage.checkpoint import Snapshot
+from federated.clock.schedule import Plan
 from federated.engine import Engine
 from federated.exchange import UPDATE, Order, Reply, Total, Vectors, stacked
 from federated.federation import Federation
@@ -22,8 +23,7 @@ from federated.folding import Folding, Totals
 from federated.intake import Told, Work, must_collect
 from federated.judging import judge
 from federated.keeping import Keeping
-from federated.schedule import Plan
-from federated.strategies.robust import Robust
+from federated.strategies.robust.rule import Robust
 
 Record = dict[str, Any]
 

@@ -22,7 +22,7 @@ from core.runtime import Runtime, choose_device
 from core.task import Task
 from core.train import evaluate, metrics_of
 from federated.clients import Clients
-from federated.exchange import UPDATE, Order, Pull, Reply, Update, Vectors
+from federated.exchange import UPDATE, Order, Personal, Pull, Reply, Update, Vectors
 from federated.inspection import Expected
 from federated.intake import Intake, Partial, Sent, Told, Work
 from federated.run import FederateRun
@@ -149,6 +149,10 @@ class Site:
         pull = self.strategy.pull(order, mine, self.frame) or Pull()
         return self._made(begun, "train", order.round, start, pull)
 
+    def _own_job(self, order: Order, begun: Begun, own: Personal) -> Job:
+        anchor = own.pull.anchor if own.pull.anchor is None else own.pull.anchor[: self.frame.trainable]
+        return self._made(begun, "personal", order.round, own.start, replace(own.pull, anchor=anchor))
+
     def _made(self, begun: Begun, purpose: str, round: int, start: Tensor | None, pull: Pull) -> Job:
         client = begun.work.client
         return Job(
@@ -165,7 +169,7 @@ class Site:
     def _personal(self, order: Order, ready: Sequence[Begun]) -> dict[int, Tensor]:
         """The clients' own models, trained beside the shared one, where the strategy has any."""
         wanted = [(begun, self.strategy.personal(order, _under(STRATEGY, begun.work.mine))) for begun in ready]
-        jobs = [self._made(b, "personal", order.round, own.start, own.pull) for b, own in wanted if own is not None]
+        jobs = [self._own_job(order, begun, own) for begun, own in wanted if own is not None]
         if not jobs:
             return {}
         trained = self.cohort.train(order.weights, jobs, self._factor(order.round))

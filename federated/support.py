@@ -8,8 +8,10 @@ from collections.abc import Callable
 from core.errors import ConfigError
 from federated.exchange import collects
 from federated.run import FederateRun
+from federated.transforms import TransformConfig
 from federated.transforms.chain import require
 
+COUNTS_ONCE = ("scaffold", "qfedavg", "fedbuff", "norm_bounding")
 Row = tuple[str, Callable[[FederateRun], bool], str]
 
 ROWS: tuple[Row, ...] = (
@@ -40,6 +42,23 @@ ROWS: tuple[Row, ...] = (
         "transforms: a robust rule counts every client once, so a weighting changes nothing; leave it out",
     ),
     (
+        "a weighting of replies that count once",
+        lambda run: run.strategy.kind in COUNTS_ONCE and any(t.kind == "weighting" for t in run.transforms),
+        "transforms: the replies of this strategy count once each, by its paper; leave the weighting out",
+    ),
+    (
+        "control variates through a compression without error feedback",
+        lambda run: run.strategy.kind == "scaffold" and any(_is_lossy(t) for t in run.transforms),
+        "transforms: compressed without error feedback, control variates drift apart from the server's; set "
+        "error_feedback=true",
+    ),
+    (
+        "batch statistics with a server's learning rate",
+        lambda run: getattr(run.strategy, "server_lr", 1.0) != 1.0 and getattr(run.recipe.model, "norm", "") == "batch",
+        "strategy.server_lr: batch statistics are averages, which no learning rate may scale; set it to 1, or use "
+        "model.norm=group",
+    ),
+    (
         "an address without a pool",
         lambda run: run.address is not None and run.engine != "pool",
         "address: only engine=pool uses a Ray cluster; set engine=pool",
@@ -47,9 +66,17 @@ ROWS: tuple[Row, ...] = (
 )
 
 
+def _is_lossy(transform: TransformConfig) -> bool:
+    return not getattr(transform, "error_feedback", True)
+
+
 def check(run: FederateRun) -> None:
-    """Raises ConfigError for the first row that applies, or a senseless order of transforms."""
+    """Raises ConfigError for the first row that applies, a senseless order of transforms, or an optimizer for which the
+    strategy's formulas do not hold."""
     for _, applies, message in ROWS:
         if applies(run):
             raise ConfigError(message)
     require(run.transforms)
+    refuse = getattr(run.strategy, "require_optimizer", None)
+    if refuse:
+        refuse(run.recipe.optimizer)

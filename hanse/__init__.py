@@ -10,9 +10,9 @@ Importing this imports nothing else: torch comes with the first call.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hanse.api import Trained, evaluate, generate, predict, train
+    from hanse.api import Trained, evaluate, generate, predict, simulate, train
 
-__all__ = ["Trained", "evaluate", "generate", "predict", "train"]
+__all__ = ["Trained", "evaluate", "generate", "predict", "simulate", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,21 @@ def train(
     return Trained(path, summary)
 
 
+def simulate(
+    config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
+) -> Trained:
+    """Trains a federation's config file (or a mapping of the same keys) over its clients: `{"rounds": 5, "clients": 100}`.
+
+    Shows what `hanse federate simulate` shows, or nothing but warnings if `quiet`.
+    """
+    from hanse import federate
+
+    run = federate.parse_federate(config, overrides or {})
+    with Console.choose(quiet=quiet) as console:
+        path, summary = federate.simulate(run, console)
+    return Trained(path, summary)
+
+
 def evaluate(
     model: str | Path, overrides: Mapping[str, Any] | None = None, *, samples: int = 0, seed: int = 0
 ) -> Evaluation:

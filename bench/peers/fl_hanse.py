@@ -29,10 +29,10 @@ from core.models.layers import Dropout
 from core.optim import SGD
 from core.pool import LocalPool
 from core.recipe import Recipe, Training
+from federated.clock.schedule import Job, Plan
 from federated.engine import PoolEngine
 from federated.federation import Federation
 from federated.run import Evaluation, FederateRun
-from federated.schedule import Job, Plan
 from federated.server import Server, Watch
 
 CLASSES = tuple(map(str, range(10)))

@@ -2,28 +2,43 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from core.config import dump_run, read_overrides, to_yaml
+from core.config import dump_run, read, read_overrides, to_yaml
 from core.config import schema as schema_of
 from core.errors import ConfigError, HanseError
 from core.recipe import TrainRun
 from hanse.console import Console, JsonConsole
 from hanse.launch import parse_train
 
-KINDS: Mapping[str, type] = {"train": TrainRun}
+# A file with any of these keys is a federation's.
+FEDERATED = {"rounds", "clients", "cohort", "partition", "local_epochs", "local_steps"}
+
+
+def _train_run() -> type:
+    return TrainRun
+
+
+def _federate_run() -> type:
+    from federated.run import FederateRun
+
+    return FederateRun
+
+
+KINDS: Mapping[str, Callable[[], type]] = {"train": _train_run, "federate": _federate_run}
 
 
 def schema(kind: str, write: Callable[[str], None]) -> int:
     """JSON Schema; in a file of yours: `# yaml-language-server: $schema=train.schema.json` in the first line."""
     if kind not in KINDS:
         raise ConfigError(f"config schema: there is no kind of run '{kind}'; one of {', '.join(KINDS)}")
-    write(json.dumps(schema_of(KINDS[kind]), indent=2))
+    write(json.dumps(schema_of(KINDS[kind]()), indent=2))
     return 0
 
 
 def show(file: str, words: Sequence[str], console: Console) -> int:
     """The resolved config: the file, the overrides, and every default. On a pipe it is YAML and nothing else."""
-    run = parse_train(file, read_overrides(words))
+    run, _ = _parsed(file, read_overrides(words))
     if isinstance(console, JsonConsole):
         console.end(None, {"config": dump_run(run)})
     else:
@@ -33,14 +48,24 @@ def show(file: str, words: Sequence[str], console: Console) -> int:
 
 def validate(files: Sequence[str], console: Console) -> int:
     """Looks at every file, also after a wrong one; exit code 2 if one is wrong."""
-    wrong = 0
+    wrong, verbs = 0, list[str]()
     for file in files:
         try:
-            run = parse_train(file, {})
+            run, verb = _parsed(file, {})
         except HanseError as error:
             wrong += 1
             console.event("warning", message=str(error) if file in str(error) else f"{file}: {error}", file=file)
         else:
+            verbs.append(verb)
             console.event("valid", message=file, model=run.recipe.model.kind, data=run.recipe.data.path)
-    console.end(None, {"valid": len(files) - wrong, "wrong": wrong}, [f"hanse train {files[0]}"] if not wrong else [])
+    console.end(None, {"valid": len(verbs), "wrong": wrong}, [] if wrong else [f"hanse {verbs[0]} {files[0]}"])
     return ConfigError.exit_code if wrong else 0
+
+
+def _parsed(file: str, overrides: Mapping[str, Any]) -> tuple[Any, str]:
+    """The run that a file describes, and the verb that runs it."""
+    if FEDERATED.isdisjoint(read(file)):
+        return parse_train(file, overrides), "train"
+    from hanse.federate import parse_federate
+
+    return parse_federate(file, overrides), "federate simulate"

@@ -16,7 +16,9 @@ from federated.server import Server, Watch
 from federated.site import training_only
 
 
-def local_training(federation: Federation, start: Tensor, order: Order, client: int, pull: object) -> tuple[Tensor, float, int]:
+def local_training(
+    federation: Federation, start: Tensor, order: Order, client: int, pull: object
+) -> tuple[Tensor, float, int]:
     """Plain SGD, written out: new weights [D], the mean loss, the number of steps."""
     run, frame = federation.run, federation.frame
     data = training_only(federation.clients.data(client, seed_of(run.recipe.seed, "client", client, order.round)))

@@ -8,8 +8,8 @@ import pytest
 
 from core import config
 from core.errors import ConfigError, DataError
-from federated.devices import DAY_S, Constant, Devices, Fleet, LogNormal, Uniform
-from federated.trace import read_trace
+from federated.clock.devices import DAY_S, Constant, Devices, Fleet, LogNormal, Uniform
+from federated.clock.trace import read_trace
 
 MANY = np.arange(20_000)
 HEADER = "client,start_s,end_s\n"

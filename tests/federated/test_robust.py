@@ -14,15 +14,15 @@ from core.optim.stacked import Layout, Place
 from core.population.frame import Frame
 from core.randomness import generator
 from federated.exchange import UPDATE, Order, Reply, Total, Update, collects
-from federated.strategies.bulyan import Bulyan
-from federated.strategies.centered_clipping import CenteredClipping
-from federated.strategies.geometric_median import GeometricMedian
-from federated.strategies.krum import Krum, MultiKrum
-from federated.strategies.median import Median
-from federated.strategies.neighbors import BLOCK, distances_to, mix, squared_distances
 from federated.strategies.norm_bounding import NormBounding
-from federated.strategies.robust import Robust, by_content
-from federated.strategies.trimmed_mean import TrimmedMean
+from federated.strategies.robust.bulyan import Bulyan
+from federated.strategies.robust.centered_clipping import CenteredClipping
+from federated.strategies.robust.geometric_median import GeometricMedian
+from federated.strategies.robust.krum import Krum, MultiKrum
+from federated.strategies.robust.median import Median
+from federated.strategies.robust.neighbors import BLOCK, distances_to, mix, squared_distances
+from federated.strategies.robust.rule import Robust, by_content
+from federated.strategies.robust.trimmed_mean import TrimmedMean
 
 RULES = [Median, TrimmedMean, Krum, MultiKrum, Bulyan, GeometricMedian, CenteredClipping]
 every_rule = pytest.mark.parametrize("rule", RULES)

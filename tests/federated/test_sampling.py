@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError
-from federated.sampling import Ids, Mask, cohort
+from federated.clock.sampling import Ids, Mask, cohort
 
 
 def odd(ids: Ids) -> Mask:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError
-from federated.devices import Constant, Devices, LogNormal
-from federated.schedule import Asynchronous, Job, Plan, Schedule, timeline
+from federated.clock.devices import Constant, Devices, LogNormal
+from federated.clock.schedule import Asynchronous, Job, Plan, Schedule, timeline
 
 FREE = {"down_mbps": Constant(value=1.0), "up_mbps": Constant(value=1.0), "latency_s": Constant(value=0.0)}
 EVEN = Devices(speed=Constant(value=1.0), **FREE)  # a client takes as many seconds as its number says, plus one

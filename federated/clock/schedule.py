@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 
 from core.errors import ConfigError
-from federated.devices import Devices, Fleet
-from federated.sampling import Ids, Mask, cohort, draw
+from federated.clock.devices import Devices, Fleet
+from federated.clock.sampling import Ids, Mask, cohort, draw
 
 Reason = Literal["dropped out", "too late", "not available"]
 

@@ -11,7 +11,7 @@ from core.errors import ConfigError, WorkerError
 from core.population.frame import Frame
 from federated.exchange import UPDATE, Order, Reply, Total, Update, Vectors
 from federated.strategies.averaging import Averaging
-from federated.strategies.neighbors import mix
+from federated.strategies.robust.neighbors import mix
 
 
 @dataclass(frozen=True)

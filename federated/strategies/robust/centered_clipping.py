@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from federated.exchange import Total, Vectors
-from federated.strategies.neighbors import combination, distances_to
-from federated.strategies.robust import Robust
+from federated.strategies.robust.neighbors import combination, distances_to
+from federated.strategies.robust.rule import Robust
 
 
 @dataclass(frozen=True)

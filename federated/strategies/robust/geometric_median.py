@@ -6,8 +6,8 @@ from typing import Literal
 from torch import Tensor
 
 from federated.exchange import Vectors
-from federated.strategies.neighbors import by_column, combination, distances_to, middle
-from federated.strategies.robust import Robust
+from federated.strategies.robust.neighbors import by_column, combination, distances_to, middle
+from federated.strategies.robust.rule import Robust
 
 TOLERANCE = 1e-7  # of the median distance: less than this, and float32 does not see the next move
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from federated.exchange import Vectors
-from federated.strategies.krum import scores
-from federated.strategies.neighbors import by_column, middle, squared_distances
-from federated.strategies.robust import Robust
+from federated.strategies.robust.krum import scores
+from federated.strategies.robust.neighbors import by_column, middle, squared_distances
+from federated.strategies.robust.rule import Robust
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Literal
 from torch import Tensor
 
 from federated.exchange import Vectors
-from federated.strategies.neighbors import by_column
-from federated.strategies.robust import Robust
+from federated.strategies.robust.neighbors import by_column
+from federated.strategies.robust.rule import Robust
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from core.errors import ConfigError
 from federated.exchange import Vectors
-from federated.strategies.neighbors import combination, squared_distances
-from federated.strategies.robust import Robust
+from federated.strategies.robust.neighbors import combination, squared_distances
+from federated.strategies.robust.rule import Robust
 
 
 @dataclass(frozen=True)

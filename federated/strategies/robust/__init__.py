@@ -1,0 +1,1 @@
+"""Strategies that withstand clients which send anything: each sees every update of a round, and counts each once."""
