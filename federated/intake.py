@@ -46,7 +46,6 @@ class Told:
         said = first if isinstance(error, HanseError) else f"{type(error).__name__}: {first}"
         return cls(client, fault=said, trace=traceback.format_exc())
 
-
     @property
     def reason(self) -> dict[str, str]:
         """Why it failed, as fields of an event."""

@@ -4,6 +4,7 @@ What a worker of a pool does for its chunk the server does here for each reply, 
 the same. Only a timeout can make a difference: a client that does not answer in time does not count.
 """
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -23,7 +24,7 @@ from federated.site import Judged
 from federated.transforms.chain import sent as sent_shapes
 
 CLIENT = "client"
-ASK_S = 1.0  # between two looks for nodes
+ASK_S = 0.2  # between two looks for replies
 
 
 class GridEngine:
@@ -64,11 +65,21 @@ class GridEngine:
         nodes = {self.nodes[client]: client for client in clients}
         messages = [Message(content, node, kind, group_id=str(order.round)) for node in nodes]
         found: dict[int, Message | None] = dict.fromkeys(clients)
-        for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
+        for reply in self._replies(messages):
             client = nodes.get(reply.metadata.src_node_id)
             if client is not None:
                 found[client] = reply
         return found
+
+    def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        """As they come, until all are there or the time is over. Flower's own `send_and_receive` looks every 3 s."""
+        waiting, deadline = set(self.grid.push_messages(messages)), time.monotonic() + self.timeout_s
+        while waiting and time.monotonic() < deadline:
+            for reply in self.grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            if waiting:
+                time.sleep(ASK_S)
 
     def _sent(self, client: int, message: Message | None, ledger: Ledger) -> Sent:
         """What a message says, if it is a good one."""
@@ -94,7 +105,7 @@ class GridEngine:
         ids = list(self.grid.get_node_ids())
         messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in ids]
         found: dict[int, int] = {}
-        for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
+        for reply in self._replies(messages):
             record = reply.content.get(METRICS) if reply.has_content() else None
             client = record.get(CLIENT) if isinstance(record, MetricRecord) else None
             if isinstance(client, int):

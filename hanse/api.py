@@ -40,7 +40,7 @@ def train(
 def simulate(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
 ) -> Trained:
-    """Trains a federation's config file (or a mapping of the same keys) over its clients: `{"rounds": 5, "clients": 100}`.
+    """Trains a federation's config file (or a mapping of the same keys), with dotted overrides: `{"rounds": 5}`.
 
     Shows what `hanse federate simulate` shows, or nothing but warnings if `quiet`.
     """

@@ -275,7 +275,7 @@ def runs_remove(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
 
 
 @config.command("schema")
-def config_schema(kind: Annotated[str, typer.Argument(metavar="[train]", hidden=True)] = "train") -> int:
+def config_schema(kind: Annotated[str, typer.Argument(metavar="[train|federate]", hidden=True)] = "train") -> int:
     """JSON Schema of a config file, for editors."""
     from hanse.commands import config as command
 

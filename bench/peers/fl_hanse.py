@@ -3,8 +3,8 @@
     python -m bench.peers.fl_hanse mlp --rounds 10 --check
     python -m bench.peers.fl_hanse femnist-cnn --workers 2
 
-`--check` compares the final weights with the plain loop's; a model with dropout draws its masks in another way than the peers
-and is checked on `cifar-cnn-nodrop`. `--workers 0` is this process.
+`--check` compares the final weights with the plain loop's; a model with dropout draws its masks in another way than
+the peers and is checked on `cifar-cnn-nodrop`. `--workers 0` is this process.
 """
 
 import sys

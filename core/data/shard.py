@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Protocol
 
@@ -62,6 +63,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+@lru_cache(maxsize=4096)
 def rows_of(size: int, full: int, rank: int, world: int, multiple: int = 1) -> Rows:
     """The rows of `rank` in a global batch of `size`, where full ones have `full`; R is a multiple of `multiple`."""
     share = ceil_div(size, world)
@@ -80,7 +82,6 @@ class Shard:
         self.data, self.rank, self.world = data, rank, world
         self._changes = data.augmentation.is_active
         self._orders: dict[int, Tensor] = {}
-        self._rows: dict[tuple[int, int, int], Rows] = {}
 
     @property
     def spec(self) -> Spec:
@@ -218,10 +219,7 @@ class Shard:
         return order
 
     def _rows_of(self, size: int, full: int, multiple: int) -> Rows:
-        rows = self._rows.get((size, full, multiple))
-        if rows is None:
-            rows = self._rows[size, full, multiple] = rows_of(size, full, self.rank, self.world, multiple)
-        return rows
+        return rows_of(size, full, self.rank, self.world, multiple)
 
     def _augmented(self, examples: Examples, order: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor | None]:
         change, seed, own = self.data.augmentation, self.data.seed, rows.positions

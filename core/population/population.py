@@ -83,7 +83,7 @@ class Population:
         if self.is_compiled:
             self._forward = torch.compile(self._forward)
         self._mirror: Task | None = None
-        self._recording = Recording(self._shares)
+        self._recording = Recording()
         self.pull: Pull | None = None
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class Population:
             return self._private(micros)
         total = None if len(micros) == 1 else self._total_weight(micros)
         if total is None and self._can_record():
-            return self._recording(self.rows, self.fixed, self.buffers, batch)
+            return self._recording(self._shares, self.rows, self.fixed, self.buffers, batch)
         losses = self.rows.new_zeros(len(self))
         gradients: Tensor | None = None
         for micro in micros:

@@ -20,15 +20,16 @@ SAME = torch.ops.aten.detach.default
 
 
 class Recording:
-    """Calls a function of (rows [N, D], fixed, buffers, batch) -> (losses [N], gradients [N, D]), or what was recorded
-    of it for these shapes."""
+    """Calls a function of (rows [N, D], fixed, buffers, batch) -> (losses [N], gradients [N, D]), always the same one,
+    or plays what was recorded of it for these shapes."""
 
-    def __init__(self, function: Function) -> None:
-        self.function = function
+    def __init__(self) -> None:
         self.calls: dict[Shapes, int] = {}
         self.played: dict[Shapes, GraphModule | None] = {}
 
-    def __call__(self, rows: Tensor, fixed: Tensors, buffers: Tensors, batch: Tensors) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, function: Function, rows: Tensor, fixed: Tensors, buffers: Tensors, batch: Tensors
+    ) -> tuple[Tensor, Tensor]:
         inputs = [rows, *fixed.values(), *buffers.values(), *batch.values()]
         shapes = tuple((name, tensor.shape) for name, tensor in [("", rows), *batch.items()])
         if shapes in self.played:
@@ -39,29 +40,29 @@ class Recording:
         else:
             self.calls[shapes] = self.calls.get(shapes, 0) + 1
             if self.calls[shapes] == WORTH:
-                self.played[shapes] = self._record(inputs, fixed, buffers, batch)
-        return self.function(rows, fixed, buffers, batch)
+                self.played[shapes] = _recorded(function, inputs, [fixed, buffers, batch])
+        return function(rows, fixed, buffers, batch)
 
     def forget(self) -> None:
         """What was recorded holds numbers that have changed since, such as a dropout's share."""
         self.calls.clear()
         self.played.clear()
 
-    def _record(self, inputs: list[Tensor], fixed: Tensors, buffers: Tensors, batch: Tensors) -> GraphModule | None:
-        """The recording; None if it would not give the same numbers."""
-        groups = [fixed, buffers, batch]
 
-        def flat(rows: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-            tensors = iter(rest)
-            return self.function(rows, *[{name: next(tensors) for name in group} for group in groups])
+def _recorded(function: Function, inputs: list[Tensor], groups: list[Tensors]) -> GraphModule | None:
+    """The recording; None if it would not give the same numbers. `groups` are the inputs after the first, by name."""
 
-        try:
-            graph = make_fx(flat)(*inputs)
-        except RuntimeError:  # something in it depends on values, not on shapes alone
-            return None
-        _simplify(graph)
-        same = zip(flat(*inputs), graph(*inputs), strict=True)
-        return graph if all(torch.equal(a, b) for a, b in same) else None
+    def flat(rows: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        tensors = iter(rest)
+        return function(rows, *[{name: next(tensors) for name in group} for group in groups])
+
+    try:
+        graph = make_fx(flat)(*inputs)
+    except RuntimeError:  # something in it depends on values, not on shapes alone
+        return None
+    _simplify(graph)
+    same = zip(flat(*inputs), graph(*inputs), strict=True)
+    return graph if all(torch.equal(a, b) for a, b in same) else None
 
 
 def _simplify(graph: GraphModule) -> None:

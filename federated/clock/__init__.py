@@ -1,1 +1,1 @@
-"""Time and devices, simulated: who is asked, who is late, and when each reply arrives, planned before anything is trained."""
+"""Simulated time and devices: who is asked, who is late, when replies arrive, planned before anything is trained."""

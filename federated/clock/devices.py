@@ -105,9 +105,9 @@ class Devices:
     speed: training examples per second. down_mbps, up_mbps: megabits per second. latency_s: what a round takes besides.
     dropout: probability that a client fails in a round. straggle: probability that it trains `slowdown` times as long.
     availability: daily: each client is online for the share `online` of the day, at a time of day of its own; trace:
-    as the csv file `trace` says (`federated/clock/trace.py`), whose speeds, where it has them, replace the ones drawn. A
-    client that goes offline before its reply has arrived is lost. over_selection: so many times the cohort are asked,
-    and the first to reply count. deadline_s: replies that take longer are lost.
+    as the csv file `trace` says (`federated/clock/trace.py`), whose speeds, where it has them, replace the ones drawn.
+    A client that goes offline before its reply has arrived is lost. over_selection: so many times the cohort are
+    asked, and the first to reply count. deadline_s: replies that take longer are lost.
     """
 
     speed: Distribution = field(default_factory=lambda: LogNormal(median=100.0))

@@ -14,7 +14,7 @@ class Averaging(ABC):
     is_stateful = False
     measures_before = False
 
-    def require(self, cohort: int) -> None:
+    def require(self, cohort: int) -> None:  # noqa: B027 - what most of them say
         """Any number of replies will do."""
 
     def begin(self, weights: Tensor, frame: Frame) -> Vectors:

@@ -104,7 +104,7 @@ class Desk:
 
     def __init__(self, plan: Plan, nodes: list[int], blank: bytes, unit: float) -> None:
         self.plan, self.nodes, self.blank = plan, nodes, blank
-        self.metrics = Metrics.of(plan.target, plan.outputs, unit=1.0)
+        self.metrics = Metrics.of(plan.target, plan.outputs, unit=unit)
         self.faults: list[Fault] = []
         self.rounds: list[dict[str, float]] = []
 

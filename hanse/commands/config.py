@@ -11,28 +11,18 @@ from core.recipe import TrainRun
 from hanse.console import Console, JsonConsole
 from hanse.launch import parse_train
 
+KINDS = ("train", "federate")
 # A file with any of these keys is a federation's.
 FEDERATED = {"rounds", "clients", "cohort", "partition", "local_epochs", "local_steps"}
-
-
-def _train_run() -> type:
-    return TrainRun
-
-
-def _federate_run() -> type:
-    from federated.run import FederateRun
-
-    return FederateRun
-
-
-KINDS: Mapping[str, Callable[[], type]] = {"train": _train_run, "federate": _federate_run}
 
 
 def schema(kind: str, write: Callable[[str], None]) -> int:
     """JSON Schema; in a file of yours: `# yaml-language-server: $schema=train.schema.json` in the first line."""
     if kind not in KINDS:
         raise ConfigError(f"config schema: there is no kind of run '{kind}'; one of {', '.join(KINDS)}")
-    write(json.dumps(schema_of(KINDS[kind]()), indent=2))
+    from federated.run import FederateRun
+
+    write(json.dumps(schema_of(FederateRun if kind == "federate" else TrainRun), indent=2))
     return 0
 
 

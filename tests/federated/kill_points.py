@@ -1,8 +1,11 @@
-"""Runs a federation again and again, killed with -9 at another point each time and then gone on with, in processes of its own.
+"""Runs a federation again and again, killed with -9 at another point each time and then gone on with, in processes of
+its own.
 
-    python tests/federated/kill_points.py DIRECTORY     one JSON line a point: which, how many there are, the weights' SHA-256
+    python tests/federated/kill_points.py DIRECTORY     one JSON line a point: which, how many there are, the weights'
+    SHA-256
 
-A point is a moment at which something is about to be written, or has just been: a record, a client's vectors, a checkpoint.
+A point is a moment at which something is about to be written, or has just been: a record, a client's vectors, a
+checkpoint.
 """
 
 import json

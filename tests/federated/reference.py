@@ -10,14 +10,14 @@ from torch import Tensor
 
 from core.randomness import seed_of
 from core.recipe import Recipe
-from federated.exchange import Order, Total, Update, Vectors
+from federated.exchange import Order, Pull, Total, Update, Vectors
 from federated.federation import Federation
 from federated.server import Server, Watch
 from federated.site import training_only
 
 
 def local_training(
-    federation: Federation, start: Tensor, order: Order, client: int, pull: object
+    federation: Federation, start: Tensor, order: Order, client: int, pull: Pull | None
 ) -> tuple[Tensor, float, int]:
     """Plain SGD, written out: new weights [D], the mean loss, the number of steps."""
     run, frame = federation.run, federation.frame

@@ -130,9 +130,10 @@ def test_five_clients_learn_to_tell_cancer(mode: Any) -> None:
     assert len(trees_of(forest.model)) == (50 if mode == "bagging" else 10)
 
 
-def test_the_metrics_of_a_round_are_those_of_all_held_out_rows_together() -> None:
+@pytest.mark.parametrize("mode", ["bagging", "cyclic"])
+def test_the_metrics_of_a_round_are_those_of_all_held_out_rows_together(mode: Any) -> None:
     clients = cancer(5)
-    forest = simulate_trees(TreesConfig(rounds=2), clients)
+    forest = simulate_trees(TreesConfig(mode=mode, rounds=2), clients)
     plan = Plan.of(TreesConfig(), clients[0].spec, 5)
     parts = [Rows.of(data, "validation", plan) for data in clients]
     union = Rows(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "targets", "weight")))
