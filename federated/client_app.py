@@ -9,12 +9,12 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from core.errors import WorkerError
-from federated.app_config import run_of
 from federated.exchange import Vectors
 from federated.federation import Federation
+from federated.flower.app_config import run_of
+from federated.flower.judged_record import judged_record
+from federated.flower.messages import METRICS, read_order, reply_record, weights_record
 from federated.intake import Work
-from federated.judged_record import judged_record
-from federated.messages import METRICS, read_order, reply_record, weights_record
 from federated.site import Site
 
 KEPT = "kept"  # the record of what a client keeps

@@ -39,6 +39,7 @@ class Federation:
     clients: Clients
     central: Data | None = None
     weights: dict[str, Tensor] | None = None  # that training begins with, by the network's names
+    partition: Partition | None = None  # of the central data's training split, where it was dealt out
 
     @classmethod
     def of(cls, run: FederateRun, weights: dict[str, Tensor] | None = None) -> "Federation":
@@ -46,7 +47,7 @@ class Federation:
         support.check(run)
         partition, data = deal(run)
         clients = PartitionedClients(data, partition, run.evaluate.held_out, run.recipe.seed)
-        return cls(run, clients, data, weights)
+        return cls(run, clients, data, weights, partition)
 
     def __post_init__(self) -> None:
         self.run.strategy.require(self.cohort)

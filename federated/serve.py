@@ -14,9 +14,11 @@ from federated.exchange import Order
 from federated.federation import Federation
 from federated.judging import central_metrics
 from federated.keeping import Keeping
+from federated.partition.picture import svg_picture
 from federated.server import Served, Server, Watch
 
 CLIENTS = "clients"  # the folder of what clients keep
+PICTURE = "partition.svg"
 Record = dict[str, Any]
 
 
@@ -33,6 +35,8 @@ def serve(federation: Federation, engine: Engine, directory: RunDirectory, watch
         server = Server(federation, engine, watch, checkpoints, Keeping(directory.path / CLIENTS))
         first = server.state.round
         directory.keep_metrics(lambda record: record.get("round", 0) <= first)
+        if federation.partition is not None and federation.central is not None:
+            directory.replace(PICTURE, svg_picture(federation.partition, federation.central))
         watch.report({"event": "federation", **said_of(federation), "round": first})
         served = server.serve()
         checkpoints.wait()

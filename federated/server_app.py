@@ -10,9 +10,9 @@ from flwr.serverapp import Grid, ServerApp
 from core.storage.artifact import read_weights
 from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory, is_run
-from federated.app_config import run_of
 from federated.federation import Federation
-from federated.remote import GridEngine
+from federated.flower.app_config import run_of
+from federated.flower.remote import GridEngine
 from federated.serve import serve
 from federated.server import Watch
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 
 from federated.node import FIRST_NODE, Answer
 
@@ -72,15 +72,23 @@ def round_of(message: Message) -> int | None:
 
 
 def bytes_of(contents: Iterable[RecordDict]) -> int:
-    """Bytes of arrays, metrics and configs, by Flower's own count."""
+    """Bytes of arrays, metrics and configs with their keys: 8 for a number, and an array as Flower sends it."""
     sizes: dict[int, int] = {}  # by the identity of a record: many messages carry the same
     total = 0
     for content in contents:
         for record in content.values():
             if id(record) not in sizes:
-                sizes[id(record)] = record.count_bytes()
+                sizes[id(record)] = sum(len(key) + _size(value) for key, value in record.items())
             total += sizes[id(record)]
     return total
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, Array):
+        return len(value.data)
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return len(value) if isinstance(value, str | bytes) else 8
 
 
 def _numbers(content: RecordDict) -> dict[str, float]:

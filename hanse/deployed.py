@@ -14,9 +14,9 @@ from core.execute import Summary
 from core.runtime import Record
 from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
-from federated.app_directory import write_app
-from federated.deployment import deployment
 from federated.federation import Federation
+from federated.flower.app_directory import write_app
+from federated.flower.deployment import deployment
 from federated.run import FederateRun
 
 POLL_S = 0.25  # how often new records of the ServerApp are looked for

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: curves over steps and a confusion matrix. No script, no font, no color of their own.
+"""Charts as inline SVG: curves over steps or rounds, and a confusion matrix. No script, no font, no color of their own.
 
 Colors come from the page's CSS by the name of a series (`train`, `validation`, `test`), so that one drawing serves both
 schemes. Every drawing has a title and a description for those who do not see it.
@@ -26,7 +26,7 @@ def escape(value: object) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: its split names its color. `smooth` draws a moving mean over the faint values.
+    """One curve: its split names its color, if `color` does not. `smooth` draws a moving mean over the faint values.
 
     Of a curve that is a mean over members, `band` holds (low, high) around each of its points, `members` their curves.
     """
@@ -36,6 +36,12 @@ class Series:
     smooth: bool = False
     band: tuple[tuple[float, float], ...] = ()
     members: tuple[Points, ...] = ()
+    color: str = ""
+
+    @property
+    def look(self) -> str:
+        """The CSS class."""
+        return f"s-{escape(self.color or self.split)}"
 
     @property
     def finite(self) -> Points:
@@ -76,7 +82,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """Size of a drawing and the room around the plot, in SVG units."""
+    """Size of a drawing and the room around the plot, in SVG units. axis: what x counts; `names` end the curves."""
 
     width: float = 1040
     height: float = 330
@@ -84,9 +90,17 @@ class Frame:
     right: float = 132
     top: float = 16
     bottom: float = 40
+    axis: str = "step"
+    names: bool = True
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there is room for a few ticks only."""
+        return self.width < 600
 
 
-SMALL = Frame(width=350, height=206, left=50, right=60, top=12, bottom=40)
+SMALL = Frame(width=350, height=206, left=50, right=60, top=12, bottom=40, names=False)
+HALF = Frame(width=520, height=262, left=50, right=112, top=12, bottom=40)
 
 
 @dataclass(frozen=True)
@@ -138,14 +152,14 @@ def line_chart(
     steps = [x for s in series for x, _ in s.points]
     x = Scale(*_widened(min(0, *steps), max(steps)), frame.left, frame.width - frame.right)
     y = _value_scale(values, frame, from_zero)
-    small = frame is SMALL
     parts = [_grid(x, y, frame)]
     parts += _marks([(x(step), label) for step, label in marks if x.low <= step <= x.high], frame)
     if gap:
         parts.append(_gap(series, x, y))
     parts += [_curve(s, x, y, frame) for s in series]
-    parts.append(_end_labels(series, x, y, frame, with_names=not small))
-    return _svg(title, _describe(series), (frame.width, frame.height), "".join(parts), "small" if small else "")
+    parts.append(_end_labels(series, x, y, frame))
+    kind = "small" if frame.is_small else ""
+    return svg(title, _describe(series, frame.axis), (frame.width, frame.height), "".join(parts), kind)
 
 
 def heat_map(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> str:
@@ -177,7 +191,7 @@ def heat_map(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> str:
             parts.append(_cell(where, value, value / total, (classes[i], classes[j], i == j)))
     hits = sum(row[i] for i, row in enumerate(matrix))
     text = f"{hits:g} of {sum(map(sum, matrix)):g} on the diagonal; {count} classes"
-    return _svg("Confusion matrix", text, (left + count * cell + 4, top + count * cell + 4), "".join(parts), "matrix")
+    return svg("Confusion matrix", text, (left + count * cell + 4, top + count * cell + 4), "".join(parts), "matrix")
 
 
 # --- parts of a line chart -----------------------------------------------------------------------------------------
@@ -185,16 +199,17 @@ def heat_map(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> str:
 
 def _grid(x: Scale, y: Scale, frame: Frame) -> str:
     bottom, end = frame.height - frame.bottom, frame.width - frame.right
-    ticks = y.ticks(4 if frame is SMALL else 6)
+    ticks = y.ticks(4 if frame.is_small else 6)
     lines = [
         f'<line class="grid" x1="{frame.left:g}" x2="{end:g}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
         + _text(frame.left - 8, y(v) + 4, _tick(v, ticks), "end")
         for v in ticks
     ]
-    steps = [v for v in x.ticks(4 if frame is SMALL else 8) if v == int(v)]
+    steps = [v for v in x.ticks(4 if frame.is_small else 8) if v == int(v)]
     lines += [_text(x(v), bottom + 17, _tick(v, steps), "middle") for v in steps]
     lines.append(f'<line class="base" x1="{frame.left:g}" x2="{end:g}" y1="{bottom:g}" y2="{bottom:g}"/>')
-    lines.append(f'<text class="axis" x="{end:g}" y="{frame.height - 6:g}" text-anchor="end">step</text>')
+    axis = escape(frame.axis)
+    lines.append(f'<text class="axis" x="{end:g}" y="{frame.height - 6:g}" text-anchor="end">{axis}</text>')
     return "".join(lines)
 
 
@@ -215,7 +230,7 @@ def _marks(marks: Sequence[tuple[float, str]], frame: Frame) -> list[str]:
 
 
 def _curve(series: Series, x: Scale, y: Scale, frame: Frame) -> str:
-    name, finite = f"s-{escape(series.split)}", series.finite
+    name, finite = series.look, series.finite
     parts = [f'<path class="member {name}" d="{_path(_runs(points), x, y)}"/>' for points in series.members]
     if edges := series.edges:
         parts.append(f'<polygon class="band {name}" points="{_outline(*edges, x, y)}"/>')
@@ -228,13 +243,13 @@ def _curve(series: Series, x: Scale, y: Scale, frame: Frame) -> str:
     if len(finite) <= MAX_DOTS and (series.split != "train" or len(finite) == 1):
         parts += [
             f'<circle class="dot {name}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{2.6 if len(finite) > 1 else 4}">'
-            f"<title>{escape(series.split)}, step {a:,.0f}: {number(b)}</title></circle>"
+            f"<title>{escape(series.split)}, {escape(frame.axis)} {_place(a)}: {number(b)}</title></circle>"
             for a, b in finite
         ]
     lost = [a for a, b in series.points if not math.isfinite(b)]
     parts += [
         f'<path class="lost" d="M{x(a) - 3:.1f} {frame.top - 3:g}l6 6m0 -6l-6 6">'
-        f"<title>{escape(series.split)}, step {a:,.0f}: not finite</title></path>"
+        f"<title>{escape(series.split)}, {escape(frame.axis)} {_place(a)}: not finite</title></path>"
         for a in lost[:MAX_DOTS]
     ]
     return "".join(parts)
@@ -261,7 +276,7 @@ def _outline(one: Points, other: Points, x: Scale, y: Scale) -> str:
     return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in [*_thinned(one), *reversed(_thinned(other))])
 
 
-def _end_labels(series: Sequence[Series], x: Scale, y: Scale, frame: Frame, with_names: bool) -> str:
+def _end_labels(series: Sequence[Series], x: Scale, y: Scale, frame: Frame) -> str:
     """The last value of each curve beside its end, moved apart where they would overlap."""
     wanted = sorted(((y(s.curve[-1][1]), s) for s in series if s.curve), key=lambda pair: pair[0])
     height = 15.0
@@ -271,9 +286,9 @@ def _end_labels(series: Sequence[Series], x: Scale, y: Scale, frame: Frame, with
     overhang = max(0.0, places[-1] - (frame.height - frame.bottom)) if places else 0.0
     labels = []
     for place, (_, s) in zip(places, wanted, strict=True):
-        words = f"{s.split} {number(s.curve[-1][1])}" if with_names else number(s.curve[-1][1])
+        words = f"{s.split} {number(s.curve[-1][1])}" if frame.names else number(s.curve[-1][1])
         labels.append(
-            f'<text class="end s-{escape(s.split)}" x="{frame.width - frame.right + 10:g}"'
+            f'<text class="end {s.look}" x="{frame.width - frame.right + 10:g}"'
             f' y="{place - overhang + 4:.1f}">{escape(words)}</text>'
         )
     return "".join(labels)
@@ -304,7 +319,8 @@ def _cell(where: tuple[float, float, float], value: float, share: float, names: 
 # --- shapes and numbers --------------------------------------------------------------------------------------------
 
 
-def _svg(title: str, description: str, size: tuple[float, float], content: str, kind: str) -> str:
+def svg(title: str, description: str, size: tuple[float, float], content: str, kind: str) -> str:
+    """A drawing that is described for those who do not see it; a matrix is never larger than `size`."""
     own_size = f' style="max-width:{size[0]:.0f}px"' if kind == "matrix" else ""
     return (
         f'<svg class="{kind}"{own_size} viewBox="0 0 {size[0]:g} {size[1]:g}" role="img"'
@@ -313,7 +329,7 @@ def _svg(title: str, description: str, size: tuple[float, float], content: str, 
     )
 
 
-def _describe(series: Sequence[Series]) -> str:
+def _describe(series: Sequence[Series], axis: str) -> str:
     said = []
     for s in series:
         if finite := s.finite:
@@ -321,10 +337,14 @@ def _describe(series: Sequence[Series]) -> str:
             low = min(value for _, value in finite)
             high = max(value for _, value in finite)
             said.append(
-                f"{s.split} from {number(first[1])} at step {first[0]:,.0f} to {number(last[1])} at step"
-                f" {last[0]:,.0f}, between {number(low)} and {number(high)}"
+                f"{s.split} from {number(first[1])} at {axis} {_place(first[0])} to {number(last[1])} at {axis}"
+                f" {_place(last[0])}, between {number(low)} and {number(high)}"
             )
     return "; ".join(said)
+
+
+def _place(x: float) -> str:
+    return f"{x:,.0f}" if x == int(x) else number(x)
 
 
 def _text(x: float, y: float, words: str, anchor: str) -> str:

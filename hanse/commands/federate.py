@@ -55,7 +55,7 @@ def app(directory: str, words: Sequence[str], console: Console) -> int:
 def partition(file: str, words: Sequence[str], console: Console) -> int:
     """Shows which client has how many examples of which label; draws it too, into a file where `out=` names one."""
     from federated.federation import deal
-    from federated.partition_picture import counts, svg_picture, text_picture
+    from federated.partition.picture import counts, svg_picture, text_picture
 
     overrides = read_overrides(words)
     out = overrides.pop("out", None)

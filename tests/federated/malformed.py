@@ -13,8 +13,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from federated.exchange import UPDATE, Reply
+from federated.flower.messages import reply_record
 from federated.inspection import Expected, shapes
-from federated.messages import reply_record
 
 ROUND, RUN = 5, 2**63 + 11  # Flower's run ids use all 64 bits
 COUNT = 300

@@ -9,7 +9,7 @@ import pytest
 import tomli  # what Flower reads it with
 
 from core.errors import ConfigError
-from federated.app_directory import Scalar, toml, write_app
+from federated.flower.app_directory import Scalar, toml, write_app
 from tests.federated.tiny_app import environment_with_tiny_components
 
 CONFIG = """\

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from core.errors import ConfigError, ResourceError
-from federated import certificates
-from federated.certificates import Certificates, _shake_hands, check, issue, node_key
+from federated.flower import certificates
+from federated.flower.certificates import Certificates, _shake_hands, check, issue, node_key
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])

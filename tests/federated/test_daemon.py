@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import ResourceError
 from federated import daemon
-from federated.daemon import Daemon, last_error
+from federated.flower.daemon import Daemon, last_error
 
 ROOT = Path(__file__).resolve().parents[2]
 # A command with a child in a session of its own, whose parent in between is gone; all of them ignore a polite request.
@@ -37,7 +37,7 @@ time.sleep(600)
 STARTER = """
 import os, sys, time
 from pathlib import Path
-from federated.daemon import Daemon
+from federated.flower.daemon import Daemon
 held = Daemon("x", sys.argv[2:], Path(sys.argv[1]), os.environ)
 time.sleep(600)
 """

@@ -12,10 +12,10 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from core.errors import ConfigError, ResourceError, WorkerError
-from federated.app_directory import Scalar, write_app
-from federated.certificates import issue, node_key
-from federated.daemon import Daemon
-from federated.deployment import Deployment, _free_ports, _node_words, deployment
+from federated.flower.app_directory import Scalar, write_app
+from federated.flower.certificates import issue, node_key
+from federated.flower.daemon import Daemon
+from federated.flower.deployment import Deployment, _free_ports, _node_words, deployment
 from tests.federated.tiny_app import NODE_CONFIG, RUN_CONFIG, environment_with_tiny_components
 
 

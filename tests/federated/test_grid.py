@@ -276,8 +276,8 @@ def test_an_exchange_tells_bytes_and_means_weighted_by_examples() -> None:
         return Message(RecordDict({"arrays": message.content["arrays"], **content}), reply_to=message)
 
     arrays = ArrayRecord([np.zeros(100, dtype=np.float32)])
-    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 4})})
-    size, config = arrays.count_bytes(), content["config"].count_bytes()
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 4, "n": [], "s": ["ab", "c"]})})
+    size, config = arrays.count_bytes(), len("server-round") + 8 + len("n") + len("s") + 3
     _, (record,) = serve(measured, lambda grid: grid.send_and_receive(to_all(grid, content)))
     assert size > 400
     assert record.pop("seconds") > 0 and record.pop("bytes_up") > 3 * size

@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federated.exchange import UPDATE, Order, Reply
-from federated.inspection import Expected, fault, shapes
-from federated.messages import (
+from federated.flower.messages import (
     Answer,
     Fault,
     Malformed,
@@ -27,6 +26,7 @@ from federated.messages import (
     reply_record,
     weights_record,
 )
+from federated.inspection import Expected, fault, shapes
 from federated.transforms import Int8, TopK, TransformConfig
 from federated.transforms.chain import decode, encode, sent
 from tests.federated.frames import frame_of

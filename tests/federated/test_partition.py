@@ -27,7 +27,7 @@ from federated.partition import (
     make_partition,
 )
 from federated.partition.deal import by_shares, even, filled
-from federated.partition_picture import counts, effective_labels
+from federated.partition.picture import counts, effective_labels
 
 DIGITS = load(Image(), "class")
 KINDS: list[PartitionConfig] = [

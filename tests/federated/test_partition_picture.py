@@ -8,7 +8,7 @@ import torch
 
 from core.data import Image, Table, Text, load
 from federated.partition import IID, Column, Labels, Partition, Quantity, make_partition
-from federated.partition_picture import counts, effective_labels, summary, svg_picture, text_picture
+from federated.partition.picture import counts, effective_labels, summary, svg_picture, text_picture
 
 DIGITS = load(Image(), "class")
 SVG = "{http://www.w3.org/2000/svg}"

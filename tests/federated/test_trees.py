@@ -156,6 +156,12 @@ def test_two_runs_and_two_grids_give_equal_bytes_whatever_the_global_generator(m
     assert runs[0].model != on_plain_grid(replace(config, seed=6), clients).model
 
 
+def test_clients_with_equal_rows_draw_different_ones_for_their_trees() -> None:
+    (client,) = made("real", 1)
+    first, second = trees_of(simulate_trees(TreesConfig(rounds=1, subsample=0.5), (client, client)).model)
+    assert first["split_conditions"] != second["split_conditions"]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_workers_in_other_processes_grow_the_same_forest() -> None:

@@ -15,11 +15,11 @@ from core.errors import WorkerError
 from federated.engine import Chunks
 from federated.exchange import Order
 from federated.federation import Federation
+from federated.flower.judged_record import read_judged
+from federated.flower.messages import METRICS, Fault, order_record, read_reply
 from federated.inspection import Expected, Ledger
 from federated.intake import Intake, Partial, Sent, Told
-from federated.judged_record import read_judged
 from federated.judging import metrics_for
-from federated.messages import METRICS, Fault, order_record, read_reply
 from federated.site import Judged
 from federated.transforms.chain import sent as sent_shapes
 

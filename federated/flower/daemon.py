@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from core.errors import HanseError
-from federated import guard
+from federated.flower import guard
 
 GRACE_S = 3.0  # between asking a command to end and killing it
 NOTE_LINES = 20

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from federated.messages import ARRAYS, METRICS, Malformed, read_tensors, weights_record
+from federated.flower.messages import ARRAYS, METRICS, Malformed, read_tensors, weights_record
 from federated.site import Judged, Verdict
 
 MODELS = ("shared", "personal")

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, HanseError, ResourceError, WorkerError
-from federated.app_directory import Scalar, toml, toml_value
-from federated.certificates import Certificates, check, issue, node_key
-from federated.daemon import NOTE_LINES, Daemon, last_error, plain
+from federated.flower.app_directory import Scalar, toml, toml_value
+from federated.flower.certificates import Certificates, check, issue, node_key
+from federated.flower.daemon import NOTE_LINES, Daemon, last_error, plain
 
 HOST = "127.0.0.1"
 CONNECTION = "hanse"  # the name of the SuperLink in Flower's own configuration
