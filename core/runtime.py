@@ -21,7 +21,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Runtime:
-    """rank of world processes; `report` takes each record on rank 0; `should_stop` is asked between steps on rank 0."""
+    """rank of world processes; `report` takes each record on rank 0; `should_stop` is asked between steps on rank 0.
+
+    `listens` false says that nobody looks at the records of single steps, so that none need be made.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
@@ -29,6 +32,7 @@ class Runtime:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     report: Callable[[Record], None] = lambda record: None
     should_stop: Callable[[], bool] = lambda: False
+    listens: bool = True
 
     @property
     def is_alone_on_cpu(self) -> bool:

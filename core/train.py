@@ -80,7 +80,7 @@ def fit(
     for step, batch in shard.batches(train, progress.step, noise=learner.is_noisy):
         if ended:
             break
-        log = step == 0 or due(step + 1, train.log_every, train.steps)
+        log = runtime.listens and (step == 0 or due(step + 1, train.log_every, train.steps))
         outcome = train_step(learner, _move(batch, runtime.device), recipe, runtime, measure=log)
         summed = summed + outcome.loss
         if log:

@@ -68,10 +68,9 @@ class Total:
     def add(self, reply: Reply) -> None:
         """Takes a reply in."""
         for name, vector in reply.payload.items():
-            if name in self.sums:
-                self.sums[name].add_(vector, alpha=reply.weight)
-            else:
-                self.sums[name] = vector.double() * reply.weight
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(vector.shape, dtype=torch.float64)
+            self.sums[name].add_(vector, alpha=reply.weight)
         self.weight += reply.weight
         self.count += 1
 

@@ -59,8 +59,8 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
     federation = Federation.of(run, weights)  # what is wrong with data or clients is said before anything is written
     if run.engine == "flower" and run.resume and run.strategy.is_stateful:
         raise ConfigError(
-            f"resume: with {run.strategy.kind} clients keep what they need on their nodes, which end with the deployment; "
-            "go on with engine=pool or engine=inproc from the start"
+            f"resume: with {run.strategy.kind} clients keep their state on their nodes, which end with the deployment; "
+            "use engine=pool or engine=inproc from the start"
         )
     free = FREE - {"rounds"} if run.is_asynchronous else FREE
     directory, run = open_run(run, "federate", free, WHERE, "rounds may grow" if "rounds" in free else "")

@@ -2,7 +2,7 @@
 
 Made from the run directory alone, at any time: a run that failed, is still going on, or has not begun has one too.
 Drawings are inline SVG (`report_charts.py`, `report_calibration.py`), many members of one run are `report_ensemble.py`,
-the look is `report.css`; there is no script. No torch.
+the rounds of a federation `report_federation.py`; the look is `report.css`; there is no script. No torch.
 """
 
 import math
@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,13 +19,13 @@ from core.ensemble.spread import Point, band
 from core.errors import DataError, ResourceError
 from core.storage.atomic import replace_text
 from core.storage.store import Record, Run, read_run
-from hanse import report_ensemble
+from hanse import report_ensemble, report_federation
 from hanse.format import duration, number
 from hanse.report_calibration import calibration
 from hanse.report_charts import SMALL, Points, Series, escape, heat_map, line_chart
+from hanse.report_federation import SPLITS, Rounds
 from hanse.report_words import document, is_number, mapping, named, plain, rough, table, tile, written
 
-SPLITS = ("train", "validation", "test")
 # Metrics that head a report, the first that a run has
 HEADLINES = ("accuracy", "perplexity", "r2", "loss")
 # Small charts, each the first of its names that the run has
@@ -38,6 +39,7 @@ CHARTS = (
 )
 FROM_ZERO = ("tokens_per_s", "examples_per_s", "mfu", "memory_bytes")  # where a small ripple must look small
 ALARMS = ("failed", "rejected", "killed", "warning")
+UNTOLD = ("split", "steps", "rounds", "time", "eta_s")  # in no table of records
 MAX_ROWS = 200  # of a table; the files hold the rest
 MAX_CLASSES = 40  # drawn as a matrix
 MAX_LINES = 12  # members whose curves are drawn one by one, beside their mean
@@ -55,6 +57,11 @@ class _Page:
     summary: Record
     problems: list[str]
     bands: Mapping[tuple[str, str], list[Point]] = field(default_factory=dict)
+
+    @cached_property
+    def rounds(self) -> Rounds | None:
+        """What the rounds of a federation say; None of any other run."""
+        return Rounds.of(self.metrics) if self.run.record.get("verb") == "federate" else None
 
     def series(self, name: str, split: str, smooth: bool = False) -> Series:
         """One metric of one split over steps, the mean where there are members; a value that is not a number is NaN."""
@@ -80,9 +87,10 @@ class _Page:
         """In order of step; the last record of a step counts."""
         points = {}
         for record in records:
-            if record.get("split") == split and name in record and is_number(record.get("step")):
+            step = record.get("step", record.get("round"))
+            if record.get("split") == split and name in record and is_number(step):
                 value = record[name]
-                points[float(record["step"])] = float(value) if is_number(value) else math.nan
+                points[float(step)] = float(value) if is_number(value) else math.nan
         return sorted(points.items())
 
     def last(self, name: str, split: str) -> float | None:
@@ -142,7 +150,10 @@ def render(run: Run) -> str:
     page = _Page(run, run.config(), metrics, events, summary, problems, band(_ended_together(metrics)))
     results = [_classes(summary), _certainty(summary), _samples(page), _scores(summary), _members(summary)]
     history = [_events(page), _origin(page), _numbers(page), _footer(page)]
-    return document(run.id, [_header(page), _curves(page), *results, *history])
+    learned = [_curves(page)]
+    if page.rounds is not None:
+        learned = report_federation.sections(page.rounds, events, run.path)
+    return document(run.id, [_header(page), *learned, *results, *history])
 
 
 def _ended_together(records: Sequence[Record]) -> list[Record]:
@@ -162,6 +173,7 @@ def _header(page: _Page) -> str:
         str(record.get("verb", "")),
         str(data.get("path", "")),
         report_ensemble.repeat_of(page.summary),
+        report_federation.about(page.events),
         f"{workers} workers" if is_number(workers) and workers else "",
         f"seed {record['seed']}" if "seed" in record else "",
         f"{began:%Y-%m-%d %H:%M}" if began else "",
@@ -176,6 +188,15 @@ def _header(page: _Page) -> str:
 
 
 def _tiles(page: _Page) -> str:
+    tiles = _scored(page) if page.rounds is None else report_federation.tiles(page.rounds, page.summary)
+    tiles += _effort(page)
+    return (
+        f'<dl class="tiles">{"".join(tiles)}</dl>' if tiles else '<p class="empty">Nothing has been measured yet.</p>'
+    )
+
+
+def _scored(page: _Page) -> list[str]:
+    """How good the model is, and at its best."""
     summary, tiles = page.summary, []
     scores = mapping(summary.get("metrics"))
     split = str(summary.get("split", "test"))
@@ -193,10 +214,7 @@ def _tiles(page: _Page) -> str:
         metric = str(best.get("metric", "loss"))
         note = f"at step {number(best['step'])}" if is_number(best.get("step")) else ""
         tiles.append(tile(f"best {named(metric)}", written(metric, best["value"]), note))
-    tiles += _effort(page)
-    return (
-        f'<dl class="tiles">{"".join(tiles)}</dl>' if tiles else '<p class="empty">Nothing has been measured yet.</p>'
-    )
+    return tiles
 
 
 def _score_tiles(scores: Mapping[str, Any], name: str, split: str) -> list[str]:
@@ -379,10 +397,11 @@ def _scores(summary: Mapping[str, Any]) -> str:
 
 
 def _events(page: _Page) -> str:
-    if not page.events:
+    events = report_federation.others(page.events)
+    if not events:
         return ""
     rows = []
-    for event in page.events[-MAX_ROWS:]:
+    for event in events[-MAX_ROWS:]:
         name = str(event.get("event", ""))
         tone = "failed" if "failed" in name else "warned" if any(alarm in name for alarm in ALARMS) else ""
         at = event.get("time")
@@ -391,7 +410,7 @@ def _events(page: _Page) -> str:
         rows.append(
             f'<tr><th>{clock}</th><td class="{tone}">{escape(name.replace("_", " "))}</td><td>{escape(rest)}</td></tr>'
         )
-    left_out = len(page.events) - len(rows)
+    left_out = len(events) - len(rows)
     note = f'<p class="note">{left_out} earlier ones are in events.jsonl.</p>' if left_out else ""
     table = f'<table class="log"><tbody>{"".join(rows)}</tbody></table>'
     return f'<h2>Events</h2>\n<div class="card scroll">{table}{note}</div>'
@@ -419,9 +438,7 @@ def _numbers(page: _Page) -> str:
     parts = []
     for split in SPLITS:
         records = _means(page, split) or [r for r in page.metrics if r.get("split") == split]
-        names = [
-            n for n in dict.fromkeys(n for r in records for n in r) if n not in ("split", "steps", "time", "eta_s")
-        ]
+        names = [n for n in dict.fromkeys(n for r in records for n in r) if n not in UNTOLD]
         names = [n for n in names if any(is_number(r.get(n)) for r in records)]
         if not records or not names:
             continue

@@ -72,8 +72,9 @@ class Cohort:
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         """`weights`: by the network's names; only those of frozen parameters and counters matter."""
-        self.spec, self.runtime, self.executor = spec, replace(runtime, report=lambda record: None), executor
-        self.recipe = replace(recipe, train=replace(recipe.train, log_every=1 << 40, checkpoint_every=0))
+        self.spec, self.executor = spec, executor
+        self.runtime = replace(runtime, report=lambda record: None, listens=False)
+        self.recipe = recipe
         self.initial = weights
         self.learner = start(self.recipe, spec, weights, self.runtime)
         if runtime.device.type == "cpu":

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from core.errors import ResourceError
-from federated import daemon
+from federated.flower import daemon
 from federated.flower.daemon import Daemon, last_error
 
 ROOT = Path(__file__).resolve().parents[2]
