@@ -12,7 +12,7 @@ from core.config import apply, dump_run, parse_run, read, to_yaml
 from core.errors import ConfigError, DataError
 from core.execute import Summary
 from core.pool import LocalPool, WorkerPool
-from core.runtime import Record
+from core.runtime import Record, choose_device
 from core.storage import artifact
 from core.storage.checkpoint import Restored, Snapshot, load
 from core.storage.store import Run, RunDirectory, read_run
@@ -50,6 +50,8 @@ def parse_federate(config: Config, overrides: Mapping[str, Any]) -> FederateRun:
 
 def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
     """All rounds, or those until it is interrupted: then the summary's `ended` is `stopped`."""
+    if run.engine == "inproc":
+        choose_device(run.device)  # before anything is written
     weights = None
     if run.init:
         run = dataclasses.replace(run, init=str(find_model(run.init)))

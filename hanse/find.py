@@ -25,4 +25,5 @@ def _why_no_model(run: Run) -> str:
         return "it is running; wait for its end"
     if run.status == "failed":
         return f"it failed: {run.record.get('error')}"
-    return f"it is {run.status}; finish it with `hanse train FILE resume={run.id}`"
+    verb = "federate simulate" if run.record.get("verb") == "federate" else "train"
+    return f"it is {run.status}; finish it with `hanse {verb} FILE resume={run.id}`"

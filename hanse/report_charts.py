@@ -96,7 +96,7 @@ class Frame:
     @property
     def is_small(self) -> bool:
         """Whether there is room for a few ticks only."""
-        return self.width < 600
+        return self.width < 500
 
 
 SMALL = Frame(width=350, height=206, left=50, right=60, top=12, bottom=40, names=False)

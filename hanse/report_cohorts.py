@@ -68,7 +68,7 @@ def cohort_map(cohorts: Sequence[Record], away: Sequence[Absence]) -> str:
         return ""
     took_part = Counter(client for client, _ in cells)
     shown = sorted(sorted(took_part, key=lambda client: (-took_part[client], client))[:MAX_CLIENTS])
-    notes = ["color: its mean loss in the round"]
+    notes = ["color: loss in the round"]
     if len(took_part) > len(shown):
         notes.append(f"the {len(shown)} of {len(took_part):,} clients that took part most often")
     if width > 1:

@@ -15,7 +15,7 @@ from typing import Any
 from hanse.format import HEADLINES, duration, number, size
 from hanse.report_charts import HALF, Frame, Series, escape, line_chart
 from hanse.report_cohorts import FAILURES, Absence, absences, cohort_map
-from hanse.report_words import grid, is_number, mapping, named, tile, written
+from hanse.report_words import grid, is_number, mapping, margin, named, tile, written
 
 Record = dict[str, Any]
 SPLITS = ("train", "validation", "clients", "personal", "test")
@@ -25,6 +25,7 @@ TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 MAX_REASONS = 40  # rows of the table of who failed; events.jsonl holds the rest
 MAX_TRACES = 5
+NARROW = 20  # rounds whose picture needs half a page
 # What the drawing of a partition consists of: nothing else in its file is let into a page
 DRAWN = {"svg", "desc", "g", "text", "circle", "title"}
 
@@ -131,14 +132,11 @@ def tiles(rounds: Rounds, summary: Mapping[str, Any]) -> list[str]:
 
 def _fare_tile(record: Record, model: str, name: str) -> str:
     spread = mapping(mapping(record.get("spread")).get(name))
-    note = ""
+    notes = [f"± {margin(name, spread['std'])}"] if is_number(spread.get("std")) else []
     if is_number(spread.get("worst")):
-        note = f"worst {written(name, spread['worst'])}, client {spread.get('worst_client', '?')}"
-    content = escape(written(name, record.get(name)))
-    if is_number(spread.get("std")):
-        content += f" <small>± {escape(written(name, spread['std']))}</small>"
+        notes.append(f"worst {written(name, spread['worst'])}, client {spread.get('worst_client', '?')}")
     title = f"clients' {named(name)}" if model == "clients" else f"{model} {named(name)}"
-    return tile(title, content, note, lead=model)
+    return tile(title, escape(written(name, record.get(name))), "; ".join(notes), lead=model)
 
 
 def _with_unit(text: str) -> str:
@@ -156,7 +154,7 @@ def sections(rounds: Rounds, events: Sequence[Record], directory: Path) -> list[
     return [
         _curves(rounds, events),
         _traffic(rounds),
-        _clients(cohort_map(cohorts, away), directory),
+        _clients(cohort_map(cohorts, away), directory, is_narrow=rounds.last("train").get("round", 0) <= NARROW),
         _failures(away),
         _fares(rounds),
     ]
@@ -168,13 +166,14 @@ def others(events: Iterable[Record]) -> list[Record]:
 
 
 def _curves(rounds: Rounds, events: Sequence[Record]) -> str:
-    losses = [rounds.series(split, "loss") for split in SPLITS]
+    losses = [replace(rounds.series(split, "loss"), smooth=split == "train") for split in SPLITS]
     if not any(series.points for series in losses):
         return ""
     marks = [(float(e["round"]), "resumed") for e in events if e.get("event") == "federation" and e.get("round")]
     chart = line_chart("Loss", losses, Frame(axis="round"), marks=list(dict.fromkeys(marks))[-6:])
-    shaded = "shaded: from 10% to 90% of the clients" if any(s.band for s in losses) else ""
-    parts = [f"<h2>Learning curves</h2>\n{figure('Loss', chart, [shaded], 'scroll wide')}"]
+    notes = ["shaded: from 10% to 90% of the clients"] if any(s.band for s in losses) else []
+    notes += ["faint: each round; bold: moving mean"] if losses[0].is_smoothed else []
+    parts = [f"<h2>Learning curves</h2>\n{figure('Loss', chart, notes, 'scroll wide')}"]
     name = rounds.headline()
     if name != "loss":
         parts.append(_metric_charts(rounds, name))
@@ -214,23 +213,25 @@ def _traffic(rounds: Rounds) -> str:
     left = figure("Moved", line_chart("Moved so far", series, frame, from_zero=True), [f"{unit}, all rounds so far"])
     counts = [_counted(rounds, name, look) for name, look in (("clients", "test"), ("failed", "personal"))]
     chart = line_chart("Clients in each round", counts, frame, from_zero=True)
-    right = figure("Clients", chart, ["whose replies count in a round, and those that failed or were lost"])
+    right = figure("Clients", chart, ["counted in a round, and failed or lost"])
     return f'<h2>Traffic</h2>\n<div class="two">{left}{right}</div>'
 
 
 def _counted(rounds: Rounds, name: str, look: str) -> Series:
     title = "counted" if name == "clients" else name
-    return Series(title, [(float(round), value) for round, value in rounds.column("train", name).items()], color=look)
+    column = rounds.column("train", name).items()
+    return Series(title, [(round, int(count)) for round, count in column if count >= 0], smooth=True, color=look)
 
 
-def _clients(drawn: str, directory: Path) -> str:
-    """Who took part, and which examples each client has."""
+def _clients(drawn: str, directory: Path, is_narrow: bool) -> str:
+    """Who took part, and which examples each client has; side by side where there is room."""
     parts, file = [drawn] if drawn else [], directory / "partition.svg"
     if file.is_file():
         picture = drawing_of(file.read_text(encoding="utf-8", errors="replace"))
         if picture:
-            notes = ["the area of a disc is the number of examples"]
-            parts.append(figure("Partition", picture, notes, "scroll plain"))
+            parts.append(figure("Partition", picture, ["a disc's area: the number of examples"], "scroll plain"))
+    if len(parts) == 2 and is_narrow:
+        parts = [f'<div class="two">{"".join(parts)}</div>']
     return "<h2>Clients</h2>\n" + "\n".join(parts) if parts else ""
 
 
@@ -262,7 +263,7 @@ def _failures(away: Sequence[Absence]) -> str:
         f'<div class="card"><pre tabindex="0">{escape(t.traceback)}</pre></div></details>'
         for t in traces
     )
-    table = f'<table class="log">{head}<tbody>{rows}</tbody></table>'
+    table = f'<table class="away">{head}<tbody>{rows}</tbody></table>'
     return f'<h2>Who did not count, and why</h2>\n<div class="card scroll">{table}{note}</div>{shown}'
 
 

@@ -58,7 +58,7 @@ def partition(file: str, words: Sequence[str], console: Console) -> int:
     from federated.partition.picture import counts, svg_picture, text_picture
 
     overrides = read_overrides(words)
-    out = overrides.pop("out", None)
+    out = _picture(overrides.pop("out", None))
     dealt, data = deal(federate.parse_federate(file, overrides))
     if isinstance(console, JsonConsole):
         for client, row in enumerate(counts(dealt, data).tolist()):
@@ -66,12 +66,26 @@ def partition(file: str, words: Sequence[str], console: Console) -> int:
     else:
         console.say(*text_picture(dealt, data).splitlines())
     if out is not None:
-        Path(str(out)).write_text(svg_picture(dealt, data), encoding="utf-8")
+        out.write_text(svg_picture(dealt, data), encoding="utf-8")
     sizes = dealt.sizes
     said = {"clients": len(dealt), "smallest": int(sizes.min()), "largest": int(sizes.max())}
     command = " ".join(["hanse federate simulate", file, *(shlex.quote(w) for w in words if not w.startswith("out="))])
     console.end(str(out) if out is not None else None, said, [command])
     return 0
+
+
+def _picture(out: object) -> Path | None:
+    """Where the picture goes; refused before anything is dealt."""
+    if out is None:
+        return None
+    path = Path(str(out)).expanduser()
+    if path.suffix != ".svg":
+        raise ConfigError(f"out: should end in .svg, got {str(out)!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(
+            f"out: {path} cannot be written: {path.parent} is no directory, or the file is one; make it first"
+        )
+    return path
 
 
 def _header(run: FederateRun) -> dict[str, object]:

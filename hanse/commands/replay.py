@@ -4,6 +4,7 @@ import math
 
 from core.errors import ConfigError
 from core.storage.store import find_run, runs_root
+from hanse.commands.train import reference as short
 from hanse.console import Console
 
 
@@ -26,5 +27,5 @@ def run(reference: str, round: int, client: int, console: Console) -> int:
     if now.fault and then is not None:
         same = math.isnan(now.norm) and then.norm is None
     verdict = "not recorded" if then is None else "the same to the last bit" if same else "not the same"
-    console.end(found.path, {"client": client, "round": round, "replay": verdict}, [f"hanse runs show {found.id}"])
+    console.end(found.path, {"client": client, "round": round, "replay": verdict}, [f"hanse runs show {short(found.path)}"])
     return 0 if same or then is None else 1
