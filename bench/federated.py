@@ -1,4 +1,4 @@
-"""Federated simulation beside Flower's own and pfl-research: time per round on four workloads, cost of idle clients, memory,
+"""Federated simulation beside Flower's own and pfl-research: time per round on four workloads, idle clients, memory,
 and the time to the first round.
 
 pfl-research needs an environment of its own (`pip install torch==2.13.0`, then `pfl[pytorch]==0.6.0`): HANSE_BENCH_PFL

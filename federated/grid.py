@@ -29,8 +29,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from core.errors import ConfigError, ResourceError
 from core.pool import Done, Shared, WorkerPool
 from core.randomness import seed_of
-from federated.node import Answer, Item, Nodes, addressed, answer
-from federated.traffic import Exchange, bytes_of, round_of
+from federated.simulated.node import Answer, Item, Nodes, addressed, answer
+from federated.simulated.traffic import Exchange, bytes_of, round_of
 
 FLOWER = "1.41."  # `TaskIdentity` is not public; other versions may have it elsewhere
 GRACE_S = 5.0  # how long a ServerApp that has to stop is waited for
@@ -98,9 +98,8 @@ class PoolGrid(Grid):
 
     def _live(self, server: Callable[[], None]) -> None:
         try:
-            server()
-        except RunNotRunningException:
-            pass  # the grid was closed, and `serve` knows why
+            with contextlib.suppress(RunNotRunningException):  # the grid was closed, and `serve` knows why
+                server()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - `serve` raises it
             self._error = error
         finally:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from core.data import Data
 from core.metrics import Metrics, higher_is_better
 from core.runtime import Runtime
 from core.train import evaluate, metrics_of
+from federated.attacks import Backdoor
 from federated.clock.sampling import draw
 from federated.engine import Engine
 from federated.exchange import Order
@@ -33,6 +35,10 @@ def judge(
     if central:
         found["validation"] = central
         report({**place, "split": "validation", **central})
+    backdoor = _backdoor(federation, order)
+    if backdoor:
+        found["backdoor"] = backdoor
+        report({**place, "split": "backdoor", **backdoor})
     judged, metrics = _asked(federation, engine, order, keeping), metrics_for(federation)
     for told in judged.failed:
         report({"event": "client_failed", "round": order.round, "client": told.client, **told.reason})
@@ -47,9 +53,14 @@ def judge(
 def central_metrics(federation: Federation, order: Order, split: str) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of the order's weights on a split that the server holds, and their details; empty where it holds
     none."""
-    data, recipe = federation.central, federation.run.recipe
+    data = federation.central
     if data is None or not data.sizes.get(split):
         return {}, {}
+    return _measured(federation, order, data, split)
+
+
+def _measured(federation: Federation, order: Order, data: Data, split: str) -> tuple[dict[str, float], dict[str, Any]]:
+    recipe = federation.run.recipe
     task = federation.task
     federation.frame.put(task, order.weights)
     task.to(federation.device)
@@ -58,6 +69,15 @@ def central_metrics(federation: Federation, order: Order, split: str) -> tuple[d
     state = evaluate(task, shard.held_out(split, recipe.train.evaluate_batch), metrics, Runtime(federation.device))
     task.to("cpu")
     return metrics.compute(state), metrics.details(state)
+
+
+def _backdoor(federation: Federation, order: Order) -> dict[str, float]:
+    """How often a backdoor opens: the accuracy on the server's held-out examples with its trigger and its label."""
+    attack, data = federation.run.attack, federation.central
+    if not isinstance(attack, Backdoor) or data is None or not data.sizes["validation"]:
+        return {}
+    metrics, _ = _measured(federation, order, attack.triggered(data), "validation")
+    return {name: metrics[name] for name in ("accuracy", "loss")}
 
 
 def spread_of(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:

@@ -23,7 +23,10 @@ COUNTERS = {"step": "steps", "round": "rounds", "generation": "generations", "tr
 # Kept for metrics.jsonl and the report: a line has no room for them.
 UNSAID = {"time", *(f"{name}_{mean}" for name in ("precision", "recall") for mean in ("macro", "micro")), "f1_micro"}
 # Columns of a plain line that come first, with the width that keeps them under each other; others follow as they come.
-WIDTHS = {"loss": 13, "accuracy": 15, "lr": 12, "grad_norm": 17, "examples_per_s": 18, "tokens_per_s": 18, "mfu": 10}
+WIDTHS = {
+    "loss": 13, "accuracy": 15, "lr": 12, "grad_norm": 17, "examples_per_s": 18, "tokens_per_s": 18, "mfu": 10,
+    "clients": 11, "failed": 9, "bytes_up": 11, "bytes_down": 13,
+}  # fmt: skip
 LOUD = {"warning", "worker_failed"}
 WIDTH = 80
 

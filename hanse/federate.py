@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -132,32 +133,40 @@ def engine_of(federation: Federation) -> Iterator[Engine]:
             torch.set_num_threads(threads)
 
 
-def simulate_app(
-    directory: Path, own: Mapping[str, Any], run_config: Mapping[str, Any], console: Console
-) -> dict[str, Any]:
-    """Runs a Flower app directory on our engine: `own` may hold clients, engine, workers and address."""
+@dataclass(frozen=True)
+class AppRun:
+    """Where a Flower app runs: over how many clients, in this process or on a pool of Ray workers."""
+
+    clients: int = 10
+    engine: Literal["inproc", "pool"] = "inproc"
+    workers: int = 2
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clients", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.address is not None and self.engine != "pool":
+            raise ValueError("address only goes with engine=pool; set engine=pool")
+
+
+def simulate_app(directory: Path, run: AppRun, run_config: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """Runs a Flower app directory to its end: its summary."""
     from federated import foreign
 
-    clients, engine = own.get("clients", 10), own.get("engine", "inproc")
-    if engine not in ("inproc", "pool"):
-        raise ConfigError(f"engine: a Flower app runs on inproc or pool here, got {engine!r}; `flwr run` deploys it")
-    if not isinstance(clients, int):
-        raise ConfigError(f"clients: must be a whole number, got {clients!r}")
-
     def report(record: Record) -> None:
-        if "event" in record:
-            fields = {key: value for key, value in record.items() if key not in ("event", "time")}
-            console.event(str(record["event"]), **fields)
+        if record["event"] == "log" and not isinstance(console, JsonConsole):
+            console.event("log" if record["level"] == "INFO" else "warning", message=record["text"])
         else:
-            console.progress(record)
+            console.event(record["event"], **{key: value for key, value in record.items() if key != "event"})
 
     with ExitStack() as stack:
         pool: WorkerPool = stack.enter_context(LocalPool())
-        if engine == "pool":
+        if run.engine == "pool":
             from cluster.pool import ray_pool
 
-            pool = stack.enter_context(ray_pool(int(own.get("workers", 2)), own.get("address")))
-        return foreign.simulate(directory, pool, clients, run_config, report)
+            pool = stack.enter_context(ray_pool(run.workers, run.address))
+        return foreign.simulate(directory, pool, run.clients, run_config, report)
 
 
 def replay(path: Path, round: int, client: int) -> tuple[Told, Told | None]:
@@ -166,6 +175,8 @@ def replay(path: Path, round: int, client: int) -> tuple[Told, Told | None]:
     Raises DataError if the run is not a federation, ConfigError if the client was not asked in that round.
     """
     run = parse_run(FederateRun, read(path / "config.yaml"))
+    if run.recipe.privacy and run.recipe.privacy.noise == "secure":
+        raise ConfigError("privacy.noise: secure noise cannot be drawn again, so no round of this run can be replayed")
     weights = artifact.read_weights(run.init) if run.init else None
     federation = Federation.of(run, weights)
     if not 1 <= round <= run.rounds:

@@ -48,13 +48,16 @@ def percent(share: float) -> str:
 
 
 def labeled(key: str, value: object) -> str:
-    """One entry of a record with its name and unit, both read from the key: `eta_s`, `memory_bytes`, `tokens_per_s`."""
+    """One entry of a record with its name and unit, both read from the key: `eta_s`, `memory_bytes`, `bytes_up`,
+    `tokens_per_s`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return f"{key.replace('_', ' ')} {value}"
     if key.endswith("_per_s"):
         return f"{number(round(value)) if math.isfinite(value) else value} {key.removesuffix('_per_s')}/s"
     if key.endswith("_bytes"):
         return f"{key.removesuffix('_bytes')} {size(value)}"
+    if key.startswith("bytes_"):
+        return f"{key.removeprefix('bytes_')} {size(value)}"
     if key.endswith("_s"):
         return f"{key.removesuffix('_s')} {duration(value)}"
     if key == "lr":  # chosen by a person: its own digits, without zeros behind

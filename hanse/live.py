@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hanse.console import LOUD, Console, counter, end_lines, error_line, event_lines, field_lines, readings
-from hanse.format import columns, duration, labeled, number, size, sparkline
+from hanse.format import HEADLINES, columns, duration, labeled, number, size, sparkline
 
 REDRAWS_PER_S = 8
 BAR_WIDTH, SPARK_WIDTH = 26, 48  # with the spaces between, 78 columns
 HISTORY = 512  # losses kept for the curve; past that, neighbors are merged
-ASIDE = ("lr", "grad_norm", "mfu")  # shown small, under the table
+# Shown small, under the table
+ASIDE = ("lr", "grad_norm", "mfu", "bytes_up", "bytes_down", "worst_accuracy", "worst_r2", "worst_loss")
 
 
 class LiveConsole(Console):
@@ -33,6 +34,7 @@ class LiveConsole(Console):
         self._last_redraw = 0.0
         self._train: dict[str, Any] = {}
         self._held_out: dict[str, Any] = {}
+        self._by_split: dict[str, dict[str, Any]] = {}  # the newest of each that is held out
         self._best = ""
         self._losses: list[float] = []
         atexit.register(self.close)  # the cursor comes back even if nobody left the `with` block
@@ -94,7 +96,7 @@ class LiveConsole(Console):
                 pairs = zip(self._losses[::2], self._losses[1::2], strict=False)
                 self._losses = [(a + b) / 2 for a, b in pairs]
         else:
-            self._held_out = dict(record)
+            self._held_out = self._by_split[str(record["split"])] = dict(record)
             name, done, _ = counter(record)
             self._best = f"best at {name} {number(done)}" if record.get("best") else self._best
 
@@ -102,11 +104,12 @@ class LiveConsole(Console):
         name, done, total = counter(self._train or self._held_out)
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim", expand=True)
         place = f"{number(done)}/{number(total)}" if total else number(done)
-        cells = {name or "step": place, **self._cells()}
+        cells = {name or "step": place, **(self._round_cells() if name == "round" else self._cells())}
         for title in cells:
             table.add_column(title, justify="right", no_wrap=True)
         table.add_row(*cells.values())
-        aside = [self._best, *(labeled(key, self._train[key]) for key in ASIDE if self._train.get(key) is not None)]
+        known = {**self._by_split.get("clients", {}), **self._train}
+        aside = [self._best, *(labeled(key, known[key]) for key in ASIDE if known.get(key) is not None)]
         under = Text(" " + "   ".join(filter(None, aside)), style="dim", overflow="ellipsis", no_wrap=True)
         return Group("", table, self._curve(done, total), under)
 
@@ -126,6 +129,23 @@ class LiveConsole(Console):
             cells["memory"] = size(self._train["memory_bytes"])
         if self._train.get("eta_s") is not None:
             cells["ETA"] = duration(self._train["eta_s"])
+        return cells
+
+    def _round_cells(self) -> dict[str, str]:
+        """Of a round: who took part, how good the model is for server and clients, and the virtual clock."""
+        train, by_split = self._train, self._by_split
+        cells = {"loss": _cell(train, "loss")}
+        counts = {"clients": "replies", "failed": "failed"}
+        cells |= {title: number(train[name]) for name, title in counts.items() if name in train}
+        metric = next((key for key in HEADLINES if any(key in record for record in by_split.values())), "loss")
+        titles = {
+            "validation": metric if metric != "loss" else "held out",
+            "clients": "clients",
+            "personal": "personal",
+        }
+        cells |= {title: _cell(by_split[split], metric) for split, title in titles.items() if split in by_split}
+        if "simulated_s" in train:
+            cells["clock"] = duration(train["simulated_s"])
         return cells
 
     def _curve(self, done: int, total: int | None) -> Table:

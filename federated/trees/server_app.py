@@ -22,6 +22,7 @@ from federated.trees.config import Plan, TreesConfig
 from federated.trees.inspection import fault
 
 WEIGHT = "num-examples"  # Flower's name
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,17 @@ class Forest:
 
 
 def server_app(
-    config: TreesConfig, spec: Spec, clients: int, done: Callable[[Forest], None], unit: float = 1.0
+    config: TreesConfig,
+    spec: Spec,
+    clients: int,
+    done: Callable[[Forest], None],
+    unit: float = 1.0,
+    report: Report = lambda record: None,
 ) -> ServerApp:
     """A Flower app that grows a forest with `clients` nodes and gives it to `done`. `unit`: see `Data.unit`.
+
+    report: called with each round's metrics, {"round", "rounds", "split": "clients", ...}, and for each fault with an
+    event `client_failed` or, where a reply was looked at and put aside, `quarantined`.
 
     Raises ResourceError if fewer nodes are online, WorkerError if a client is not ready, or none ever trained.
     """
@@ -58,7 +67,7 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         plan, nodes = _ready(grid, Plan.of(config, spec, clients))
         blank = empty(plan)
-        desk = Desk(plan, nodes, blank, unit)
+        desk = Desk(plan, nodes, blank, unit, report)
         strategy = Bagging(desk) if config.mode == "bagging" else Cyclic(desk)
         terms = plan.flat()
         result = strategy.start(
@@ -100,10 +109,10 @@ def _ready(grid: Grid, plan: Plan) -> tuple[Plan, list[int]]:
 
 
 class Desk:
-    """Where replies are looked at. Keeps what was wrong with them, and the metrics by round."""
+    """Where replies are looked at. Keeps and reports what was wrong with them, and the metrics by round."""
 
-    def __init__(self, plan: Plan, nodes: list[int], blank: bytes, unit: float) -> None:
-        self.plan, self.nodes, self.blank = plan, nodes, blank
+    def __init__(self, plan: Plan, nodes: list[int], blank: bytes, unit: float, report: Report) -> None:
+        self.plan, self.nodes, self.blank, self.report = plan, nodes, blank, report
         self.metrics = Metrics.of(plan.target, plan.outputs, unit=unit)
         self.faults: list[Fault] = []
         self.rounds: list[dict[str, float]] = []
@@ -119,7 +128,7 @@ class Desk:
             except MALFORMED:
                 text = "holds no model"
             if text:
-                self.faults.append(Fault(turn, reply.metadata.src_node_id, text))
+                self._blame("quarantined", Fault(turn, reply.metadata.src_node_id, text))
                 continue
             reply.content = content
             good.append(reply)
@@ -133,18 +142,28 @@ class Desk:
             try:
                 total = Metrics.merge(total, _state_of(reply.content, zero))
             except MALFORMED:
-                self.faults.append(Fault(turn, reply.metadata.src_node_id, "holds no metrics"))
-        self.rounds.append(self.metrics.compute(total))
-        return MetricRecord(dict(self.rounds[-1]))
+                self._blame("quarantined", Fault(turn, reply.metadata.src_node_id, "holds no metrics"))
+        metrics = self.metrics.compute(total)
+        self.rounds.append(metrics)
+        if metrics:
+            self.report({"round": turn, "rounds": self.plan.config.rounds, "split": "clients", **metrics})
+        return MetricRecord(dict(metrics))
+
+    def _blame(self, event: str, fault: Fault) -> None:
+        self.faults.append(fault)
+        client = self.nodes.index(fault.node)
+        self.report({"event": event, "round": fault.round, "client": client, "reason": fault.text})
 
     def _in_order(self, turn: int, replies: Iterable[Message]) -> list[Message]:
         good = []
         place = {node: i for i, node in enumerate(self.nodes)}
         for reply in sorted(replies, key=lambda reply: place.get(reply.metadata.src_node_id, len(place))):
             node = reply.metadata.src_node_id
+            if node not in place:
+                continue
             if reply.has_error():
-                self.faults.append(Fault(turn, node, reply.error.reason or "failed"))
-            elif node in place:
+                self._blame("client_failed", Fault(turn, node, reply.error.reason or "failed"))
+            else:
                 good.append(reply)
         return good
 

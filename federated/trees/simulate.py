@@ -17,7 +17,7 @@ from core.data import Data
 from core.errors import ConfigError
 from core.pool import LocalPool, Shared, WorkerPool
 from federated.grid import PoolGrid
-from federated.node import Nodes
+from federated.simulated.node import Nodes
 from federated.trees.booster import library
 from federated.trees.client_app import client_app
 from federated.trees.config import TreesConfig
@@ -34,7 +34,8 @@ def simulate_trees(
 ) -> Forest:
     """Grows a forest across clients that train on `train` and are measured on `validation`. The same on any pool.
 
-    report: called with what passes between server and clients; see `federated.traffic`. ConfigError without clients,
+    report: called with what passes between server and clients, see `federated.simulated.traffic`, and with what the
+    server says, see `server_app`; an error that it raises at an event `exchange` ends the run. ConfigError without clients,
     without the library, or for data that trees do not take; WorkerError if a client is not ready or none ever trained.
     """
     library()  # before anything is started
@@ -44,8 +45,8 @@ def simulate_trees(
     shared = pool.share(tuple(clients))
     nodes = Nodes(partial(_app, shared), len(clients), Run.create_empty(RUN), {}, config.seed)
     found: list[Forest] = []
-    server = server_app(config, clients[0].spec, len(clients), found.append, clients[0].unit)
     grid = PoolGrid(pool, nodes, report)
+    server = server_app(config, clients[0].spec, len(clients), found.append, clients[0].unit, grid.say)
     try:
         with _quiet():
             grid.serve(lambda: server(grid, Context(RUN, RUN, {}, RecordDict(), {})))

@@ -13,7 +13,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.inference import Evaluation, evaluate, load_models, read_passes
 from hanse.report import write_evaluation
-from hanse.report_calibration import NAMES
+from hanse.report.calibration import NAMES
 
 LARGEST = 12  # classes of a confusion matrix that still fits a terminal
 

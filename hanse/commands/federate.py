@@ -1,11 +1,12 @@
 """`hanse federate simulate|partition`: clients that keep their data, here, on Ray, or on a real Flower deployment."""
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.config import read_overrides
+from core.config import parse, read_overrides
 from core.errors import ConfigError
 from federated.run import FederateRun
 from hanse import federate
@@ -13,8 +14,6 @@ from hanse.commands.train import headline, reference
 from hanse.console import Console, JsonConsole
 from hanse.format import duration
 from hanse.interrupt import INTERRUPTED
-
-APP_WORDS = {"clients", "engine", "workers", "address"}  # what a foreign app can be told beside its run config
 
 
 def run(file: str, words: Sequence[str], console: Console) -> int:
@@ -41,12 +40,15 @@ def app(directory: str, words: Sequence[str], console: Console) -> int:
     overrides = read_overrides(words)
     run_config = {k.removeprefix("run_config."): v for k, v in overrides.items() if k.startswith("run_config.")}
     own = {key: value for key, value in overrides.items() if not key.startswith("run_config.")}
+    known = [field.name for field in dataclasses.fields(federate.AppRun)]
     for key in own:
-        if key not in APP_WORDS:
-            known = ", ".join(sorted(APP_WORDS))
-            raise ConfigError(f"{key}: a Flower app is told {known} and run_config.KEY; rounds are the app's own")
-    console.header(f"hanse federate simulate --app  {directory}", {key: str(value) for key, value in own.items()})
-    summary = federate.simulate_app(Path(directory), own, run_config, console)
+        if key not in known:
+            raise ConfigError(
+                f"{key}: a Flower app is told {', '.join(known)} and run_config.KEY; the rest is the app's own"
+            )
+    wanted = parse(federate.AppRun, own)
+    console.header(f"hanse federate simulate --app  {directory}", {"clients": wanted.clients, "engine": wanted.engine})
+    summary = federate.simulate_app(Path(directory), wanted, run_config, console)
     console.close()
     console.end(None, summary)
     return 0

@@ -27,5 +27,6 @@ def run(reference: str, round: int, client: int, console: Console) -> int:
     if now.fault and then is not None:
         same = math.isnan(now.norm) and then.norm is None
     verdict = "not recorded" if then is None else "the same to the last bit" if same else "not the same"
-    console.end(found.path, {"client": client, "round": round, "replay": verdict}, [f"hanse runs show {short(found.path)}"])
+    said = {"client": client, "round": round, "replay": verdict}
+    console.end(found.path, said, [f"hanse runs show {short(found.path)}"])
     return 0 if same or then is None else 1

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "clients": 8,
     "cohort": 4,
     "rounds": 7,
-    "strategy": {"kind": "scaffold"},
+    "strategy": {"kind": "scaffold", "momentum": 0.9},
     "transforms": [{"kind": "int8"}],
     "evaluate": {"every": 3},
     "checkpoint_every": 2,
@@ -87,12 +88,18 @@ def in_a_process(work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
     child = os.fork()
     if child == 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
-        os.write(writing, json.dumps(work()).encode())
+        try:
+            os.write(writing, json.dumps(work()).encode())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        sys.exit(1)
     if not said:
         return 0, ""
     passed, weights = json.loads(said)

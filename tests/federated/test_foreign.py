@@ -20,7 +20,7 @@ from core.errors import ConfigError, WorkerError
 from core.pool import LocalPool, WorkerPool
 from federated import foreign
 from federated.foreign import simulate
-from federated.node import addressed
+from federated.simulated.node import addressed
 
 APPS = Path(__file__).parent / "apps"
 

@@ -19,7 +19,7 @@ from core.errors import ConfigError, ResourceError, WorkerError
 from core.pool import Done, LocalPool
 from federated import grid as grids
 from federated.grid import PoolGrid
-from federated.node import Nodes, addressed
+from federated.simulated.node import Nodes, addressed
 
 Handler = Callable[[Message, Context], Message]
 
@@ -139,18 +139,20 @@ def test_what_a_client_does_to_its_message_and_its_reply_nobody_else_sees() -> N
         record = message.content["arrays"]
         (array,) = record.to_numpy_ndarrays(keep_input=False)  # takes it out of the record
         message.content["config"]["mine"] = 1
+        message.content["config"]["list"].append(1)
+        assert message.content["config"]["list"] == [0, 1]
         context.state["kept"] = context.state.get("kept", ArrayRecord([array]))
         return Message(RecordDict({"arrays": context.state["kept"]}), reply_to=message)
 
     def server(grid: Grid) -> list[int]:
-        content = RecordDict({"arrays": ArrayRecord([np.ones(2)]), "config": ConfigRecord()})
+        content = RecordDict({"arrays": ArrayRecord([np.ones(2)]), "config": ConfigRecord({"list": [0]})})
         for _ in range(2):
             for r in grid.send_and_receive(to_all(grid, content)):
                 assert len(r.content["arrays"].to_numpy_ndarrays(keep_input=False)) == 1
         return [len(content["arrays"]), len(content["config"])]
 
     found, records = serve(keeping, server)
-    assert found == [[1, 0]] and not any(r["failed"] for r in records)
+    assert found == [[1, 1]] and not any(r["failed"] for r in records)
 
 
 def test_arrays_that_many_messages_carry_are_shared_once_and_arrive_in_their_place() -> None:

@@ -4,9 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from cluster.pool import ray_pool
+from federated.engine import PoolEngine
+from tests.federated.killing import Killing
+from tests.federated.reference import served
+from tests.federated.test_engines import federation, local
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,3 +27,22 @@ def test_a_server_killed_at_twelve_points_comes_to_the_same_weights(tmp_path: Pa
     sound, *killed = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(killed) == 12 and len({line["at"] for line in killed}) == 12 and sound["points"] > 50
     assert {line["weights"] for line in killed} == {sound["weights"]}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path) -> None:
+    found = federation(strategy={"kind": "scaffold"}, clients=20, cohort=10, backend="loop")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        wanted = served(found, local(found))
+    finally:
+        torch.set_num_threads(threads)
+    victim = list(found.schedule.plans())[1].jobs[-1].client
+    marker = tmp_path / "killed"
+    killing = replace(found, clients=Killing(found.clients, victim, str(marker)))
+    with ray_pool(2) as pool:
+        got = served(killing, PoolEngine(pool, killing.setting))
+    assert marker.exists(), "a worker was killed"
+    assert torch.equal(got, wanted)

@@ -47,6 +47,8 @@ HELD_OUT = {"split": "validation", "step": 50, "loss": 1.2, "accuracy": 0.74123}
         (duration(float("inf")), "-"),
         (labeled("examples_per_s", 51000.4), "51,000 examples/s"),
         (labeled("memory_bytes", 1.2e9), "memory 1.2 GB"),
+        (labeled("bytes_up", 73_640), "up 73.6 kB"),
+        (labeled("simulated_s", 89.4), "simulated 1:29"),
         (labeled("eta_s", 41.0), "eta 0:41"),
         (labeled("mfu", 0.031), "mfu 3.1%"),
         (labeled("lr", 3e-4), "lr 0.0003"),
@@ -96,6 +98,20 @@ def test_a_validation_line_stands_under_the_training_line(capsys: pytest.Capture
     first, second = capsys.readouterr().out.splitlines()
     assert second == "step  50/600  validation  loss 1.200     accuracy 0.7412  best"
     assert first.index("loss") == second.index("loss")
+
+
+def test_a_round_says_who_replied_what_was_sent_and_when(capsys: pytest.CaptureFixture[str]) -> None:
+    sent = {"bytes_up": 73_640, "bytes_down": 103_096}
+    record = {"round": 5, "rounds": 20, "split": "train", "loss": 0.8, "clients": 5, "failed": 2, **sent}
+    console = PlainConsole()
+    console.progress(record | {"simulated_s": 32.0})
+    console.progress(record | {"clients": 50, "bytes_up": 736_400, "simulated_s": 65.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert " ".join(first.split()) == (
+        "round 5/20 train loss 0.8000 clients 5 failed 2 up 73.6 kB down 103 kB simulated 0:32"
+    )
+    for column in ("failed", "up", "down", "simulated"):
+        assert first.index(column) == second.index(column)
 
 
 def test_an_event_shows_its_message_and_its_traceback_below(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,6 +268,26 @@ with Console.choose() as console:
         "run     runs/a",
         "next    hanse evaluate runs/a",
     ]
+
+
+def test_rounds_have_one_live_line_that_fits_80_columns(terminal: Callable[..., tuple[int, str]]) -> None:
+    status, received = terminal("""
+with Console.choose() as console:
+    for i in range(1, 101):
+        place = {"round": i, "rounds": 100}
+        console.progress(place | {"split": "train", "loss": 5 / i, "clients": 50, "failed": 2, "bytes_up": 73640,
+                                  "bytes_down": 103096, "simulated_s": 61.5 * i})
+    console.progress(place | {"split": "validation", "loss": .5, "accuracy": .9})
+    console.progress(place | {"split": "clients", "loss": .6, "accuracy": .8, "worst_accuracy": .25})
+    console.progress(place | {"split": "personal", "loss": .4, "accuracy": .95, "worst_accuracy": .5})
+    console.end("runs/a", {"loss": .5}, [])
+""")
+    screen = last_screen(received)
+    assert status == 0 and max(map(len, screen)) <= 80, received
+    [place] = [i for i, line in enumerate(screen) if "100/100" in line]
+    assert " ".join(screen[place - 2].split()) == "round loss replies failed accuracy clients personal clock"
+    assert screen[place].split() == ["100/100", "0.05000", "50", "2", "0.9000", "0.8000", "0.9500", "1:42:30"]
+    assert " ".join(screen[place + 2].split()) == "up 73.6 kB down 103 kB worst accuracy 0.2500"
 
 
 @pytest.mark.parametrize(

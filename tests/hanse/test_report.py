@@ -12,7 +12,7 @@ import pytest
 from core.errors import DataError, ResourceError
 from core.storage.store import RunDirectory
 from hanse.report import write_report
-from hanse.report_charts import Scale, Series, heat_map, line_chart
+from hanse.report.charts import Scale, Series, heat_map, line_chart
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert('x')</script>\"&"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hanse.format import number
-from hanse.report_charts import escape, svg
-from hanse.report_words import is_number, mapping
+from hanse.report.charts import escape, svg
+from hanse.report.words import is_number, mapping
 
 Record = Mapping[str, Any]
 MAX_CLIENTS = 60  # rows

@@ -6,8 +6,8 @@ All of it is made from the `summary.json` of a run with `repeat`; see docs/ensem
 from collections.abc import Mapping
 from typing import Any
 
-from hanse.report_charts import escape
-from hanse.report_words import grid, is_number, mapping, margin, named, tile, written
+from hanse.report.charts import escape
+from hanse.report.words import grid, is_number, mapping, margin, named, tile, written
 
 MAX_MEMBERS = 200  # rows of the table; summary.json holds the rest
 

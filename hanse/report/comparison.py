@@ -12,9 +12,9 @@ from typing import Any
 from core.errors import DataError
 from core.storage.store import Run
 from hanse.format import duration, number, size
-from hanse.report_charts import HALF, SMALL, Series, escape, line_chart
-from hanse.report_federation import JUDGES, SIZES, TIMES, Rounds, figure, unit_of
-from hanse.report_words import document, grid, is_number, mapping, named, written
+from hanse.report.charts import HALF, SMALL, Series, escape, line_chart
+from hanse.report.federation import JUDGES, SIZES, TIMES, Rounds, figure, unit_of
+from hanse.report.words import document, grid, is_number, mapping, named, written
 
 LOOKS = ("train", "validation", "test", "clients", "personal", "soft")  # colors; then they come again, dashed
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # accuracies to be reached

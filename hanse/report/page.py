@@ -1,8 +1,8 @@
 """`report.html` of a run: one self-contained file that is good to read in light and dark, on a screen and on paper.
 
 Made from the run directory alone, at any time: a run that failed, is still going on, or has not begun has one too.
-Drawings are inline SVG (`report_charts.py`, `report_calibration.py`), many members of one run are `report_ensemble.py`,
-the rounds of a federation `report_federation.py`; the look is `report.css`; there is no script. No torch.
+Drawings are inline SVG (`charts.py`, `calibration.py`), many members of one run are `ensemble.py`,
+the rounds of a federation `federation.py`; the look is `report.css`; there is no script. No torch.
 """
 
 import math
@@ -19,12 +19,12 @@ from core.ensemble.spread import Point, band
 from core.errors import DataError, ResourceError
 from core.storage.atomic import replace_text
 from core.storage.store import Record, Run, read_run
-from hanse import report_ensemble, report_federation
+from hanse.report import ensemble, federation
 from hanse.format import duration, number
-from hanse.report_calibration import calibration
-from hanse.report_charts import SMALL, Points, Series, escape, heat_map, line_chart
-from hanse.report_federation import SPLITS, Rounds
-from hanse.report_words import document, is_number, mapping, named, plain, rough, table, tile, written
+from hanse.report.calibration import calibration
+from hanse.report.charts import SMALL, Points, Series, escape, heat_map, line_chart
+from hanse.report.federation import SPLITS, Rounds
+from hanse.report.words import document, is_number, mapping, named, plain, rough, table, tile, written
 
 # Metrics that head a report, the first that a run has
 HEADLINES = ("accuracy", "perplexity", "r2", "loss")
@@ -117,7 +117,7 @@ def write_evaluation(path: Path, title: str, summary: Mapping[str, Any]) -> Path
     if members:
         summary = {**summary, "ensemble": {"metrics": scores, "members": len(members)}}
     name = next((name for name in HEADLINES if is_number(scores.get(name))), None)
-    tiles = [] if name is None else report_ensemble.headline(summary, name) or _score_tiles(scores, name, split)
+    tiles = [] if name is None else ensemble.headline(summary, name) or _score_tiles(scores, name, split)
     tiles += [tile("examples", number(summary["examples"]))] + ([tile("voices", number(voices))] if voices > 1 else [])
     head = (
         f'<header><h1>{escape(title)}</h1><p class="about">{escape(summary["model"])} · {escape(summary["source"])}</p>'
@@ -152,7 +152,7 @@ def render(run: Run) -> str:
     history = [_events(page), _origin(page), _numbers(page), _footer(page)]
     learned = [_curves(page)]
     if page.rounds is not None:
-        learned = report_federation.sections(page.rounds, events, run.path)
+        learned = federation.sections(page.rounds, events, run.path)
     return document(run.id, [_header(page), *learned, *results, *history])
 
 
@@ -172,8 +172,8 @@ def _header(page: _Page) -> str:
     about = [
         str(record.get("verb", "")),
         str(data.get("path", "")),
-        report_ensemble.repeat_of(page.summary),
-        report_federation.about(page.events),
+        ensemble.repeat_of(page.summary),
+        federation.about(page.events),
         f"{workers} workers" if is_number(workers) and workers else "",
         f"seed {record['seed']}" if "seed" in record else "",
         f"{began:%Y-%m-%d %H:%M}" if began else "",
@@ -188,7 +188,7 @@ def _header(page: _Page) -> str:
 
 
 def _tiles(page: _Page) -> str:
-    tiles = _scored(page) if page.rounds is None else report_federation.tiles(page.rounds, page.summary)
+    tiles = _scored(page) if page.rounds is None else federation.tiles(page.rounds, page.summary)
     tiles += _effort(page)
     return (
         f'<dl class="tiles">{"".join(tiles)}</dl>' if tiles else '<p class="empty">Nothing has been measured yet.</p>'
@@ -208,7 +208,7 @@ def _scored(page: _Page) -> list[str]:
         scores = {n: page.last(n, split) for n in HEADLINES}
         name = next((n for n in HEADLINES if scores[n] is not None), None)
     if name is not None:
-        tiles += report_ensemble.headline(summary, name) or _score_tiles(scores, name, split)
+        tiles += ensemble.headline(summary, name) or _score_tiles(scores, name, split)
     best = mapping(summary.get("best"))
     if is_number(best.get("value")):
         metric = str(best.get("metric", "loss"))
@@ -365,7 +365,7 @@ def _certainty(summary: Mapping[str, Any]) -> str:
 
 def _members(summary: Mapping[str, Any]) -> str:
     scores = mapping(summary.get("metrics"))
-    return report_ensemble.members(summary, next((name for name in HEADLINES if name in scores), "loss"))
+    return ensemble.members(summary, next((name for name in HEADLINES if name in scores), "loss"))
 
 
 def _samples(page: _Page) -> str:
@@ -381,7 +381,7 @@ def _samples(page: _Page) -> str:
 def _scores(summary: Mapping[str, Any]) -> str:
     """All metrics of the final evaluation, and the errors' size for real values."""
     if mapping(summary.get("spread")):
-        return report_ensemble.scores(summary)
+        return ensemble.scores(summary)
     scores = mapping(summary.get("metrics"))
     if not scores:
         return ""
@@ -397,7 +397,7 @@ def _scores(summary: Mapping[str, Any]) -> str:
 
 
 def _events(page: _Page) -> str:
-    events = report_federation.others(page.events)
+    events = federation.others(page.events)
     if not events:
         return ""
     rows = []

@@ -6,10 +6,11 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -63,11 +64,12 @@ class Answer:
 
 def answer(client: Callable[[], ClientApp], shared: Shared[dict[int, ArrayRecord]] | None, item: Item) -> Answer:
     """One message to one node. What the app is given is its own, and what it gives back is nobody else's."""
-    message, context = copy.copy(item.message), copy.deepcopy(item.context)
-    message.content = copy.deepcopy(message.content)  # Flower's arrays are bytes, of which this makes no copy
+    message, context = copy.copy(item.message), copy.copy(item.context)
+    message.content, context.state = copied(message.content), copied(context.state)
+    context.node_config, context.run_config = dict(context.node_config), dict(context.run_config)
     for name, number in item.links.items():
         assert shared is not None
-        message.content[name] = copy.deepcopy(shared.get()[number])
+        message.content[name] = _copied(shared.get()[number])
     if time.time() > message.metadata.created_at + message.metadata.ttl:
         return Answer(Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message is too old"), reply_to=message))
     app = client()
@@ -80,7 +82,26 @@ def answer(client: Callable[[], ClientApp], shared: Shared[dict[int, ArrayRecord
             failure = Failure.of(error)
             reason = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{failure.kind}: {failure.message}")
             return Answer(Message(reason, reply_to=message), failure=failure)
-    return Answer(copy.deepcopy(reply), context)
+    reply = copy.copy(reply)
+    if reply.has_content():
+        reply.content = copied(reply.content)
+    return Answer(reply, context)
+
+
+def copied(content: RecordDict) -> RecordDict:
+    """A copy with nothing in it that can change and is shared. `copy.deepcopy` takes more than twice as long."""
+    return RecordDict({name: _copied(record) for name, record in content.items()})
+
+
+def _copied(record: Any) -> Any:
+    new = record.copy()
+    for key, value in record.items():
+        if isinstance(value, Array):
+            new[key] = array = Array.__new__(Array)  # its constructor takes long to find out what it was given
+            vars(array).update(dtype=value.dtype, shape=value.shape, stype=value.stype, data=value.data)
+        elif isinstance(value, list):
+            new[key] = list(value)
+    return new
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from hanse.format import number, percent, size
-from hanse.report_charts import escape
+from hanse.report.charts import escape
 
 # How the names of metrics are written out
 NAMES = {
@@ -64,7 +64,7 @@ def written(name: str, value: object) -> str:
         return "-"
     if name in SHARES:
         return percent(value)
-    if name.endswith("_bytes"):
+    if name.endswith("_bytes") or name.startswith("bytes_"):
         return size(value)
     return number(value)
 

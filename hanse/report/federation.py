@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hanse.format import HEADLINES, duration, number, size
-from hanse.report_charts import HALF, Frame, Series, escape, line_chart
-from hanse.report_cohorts import FAILURES, Absence, absences, cohort_map
-from hanse.report_words import grid, is_number, mapping, margin, named, tile, written
+from hanse.report.charts import HALF, Frame, Series, escape, line_chart
+from hanse.report.cohorts import FAILURES, Absence, absences, cohort_map
+from hanse.report.words import grid, is_number, mapping, named, tile, written
 
 Record = dict[str, Any]
 SPLITS = ("train", "validation", "clients", "personal", "test")
@@ -132,7 +132,7 @@ def tiles(rounds: Rounds, summary: Mapping[str, Any]) -> list[str]:
 
 def _fare_tile(record: Record, model: str, name: str) -> str:
     spread = mapping(mapping(record.get("spread")).get(name))
-    notes = [f"± {margin(name, spread['std'])}"] if is_number(spread.get("std")) else []
+    notes = [f"± {written(name, spread['std'])}"] if is_number(spread.get("std")) else []
     if is_number(spread.get("worst")):
         notes.append(f"worst {written(name, spread['worst'])}, client {spread.get('worst_client', '?')}")
     title = f"clients' {named(name)}" if model == "clients" else f"{model} {named(name)}"

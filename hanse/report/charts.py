@@ -100,7 +100,7 @@ class Frame:
 
 
 SMALL = Frame(width=350, height=206, left=50, right=60, top=12, bottom=40, names=False)
-HALF = Frame(width=520, height=262, left=50, right=112, top=12, bottom=40)
+HALF = Frame(width=520, height=262, left=50, right=126, top=12, bottom=40)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hanse.format import number, percent
-from hanse.report_charts import escape
-from hanse.report_words import is_number, table
+from hanse.report.charts import escape
+from hanse.report.words import is_number, table
 
 NAMES = {
     "expected_calibration_error": "calibration error (ECE)",
