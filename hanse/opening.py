@@ -24,21 +24,24 @@ def open_run(run: R, verb: str, free: Collection[str], where: Collection[str], m
     own: Any = run
     if isinstance(own.resume, str):
         return _reopen(find_run(runs_root(), own.resume).path, run, (free, where, may_grow))
-    origin = {
-        "verb": verb,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "seed": own.recipe.seed,
-        "init": own.init,
-        "workers": dump_run(run)["workers"],
-        "versions": _versions(),
-        "cpus": os.cpu_count(),
-    }
+    origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": dump_run(run)["workers"]}
     if own.run_dir is None:
         return RunDirectory.create(runs_root(), own.recipe.name, **origin), run
     path = Path(os.path.expanduser(own.run_dir))
     if own.resume and is_run(path):
         return _reopen(path, run, (free, where, may_grow))
     return RunDirectory.create(path, **origin), run
+
+
+def origin_of(verb: str, seed: int) -> dict[str, Any]:
+    """What run.json says of how any run began."""
+    return {
+        "verb": verb,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": seed,
+        "versions": _versions(),
+        "cpus": os.cpu_count(),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -17,14 +17,15 @@ from federated.strategies.robust.krum import Krum, MultiKrum
 from federated.strategies.robust.median import Median
 from federated.strategies.robust.trimmed_mean import TrimmedMean
 from federated.strategies.scaffold import Scaffold
+from federated.strategies.theirs import Theirs
 
 StrategyConfig = (
     FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | Scaffold | FedNova | QFedAvg | FedBN | Ditto | FedBuff
-    | Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | CenteredClipping | NormBounding
+    | Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | CenteredClipping | NormBounding | Theirs
 )  # fmt: skip
 
 __all__ = [
     "Bulyan", "CenteredClipping", "Ditto", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedBN", "FedBuff", "FedNova",
     "FedProx", "FedYogi", "GeometricMedian", "Krum", "Median", "MultiKrum", "NormBounding", "QFedAvg", "Scaffold",
-    "StrategyConfig", "TrimmedMean",
+    "StrategyConfig", "Theirs", "TrimmedMean",
 ]  # fmt: skip

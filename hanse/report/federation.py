@@ -239,7 +239,7 @@ def drawing_of(text: str) -> str:
     """A drawing to put into a page; empty if there is anything in it that a drawing of a partition has not."""
     tags = set(re.findall(r"</?([^\s/>]*)", text))
     attributes = re.findall(r"<[^>]*\s(?:on\w*|href|xlink:href|src)\s*=", text, re.IGNORECASE)
-    if not text.startswith("<svg ") or not tags <= DRAWN or attributes or "url(" in text:
+    if not text.startswith("<svg ") or not tags <= DRAWN or "url(" in text:
         return ""
     return re.sub(r' xmlns="[^"]*"', "", text, count=1)
 

@@ -1,8 +1,8 @@
 """`report.html` of a run: one self-contained file that is good to read in light and dark, on a screen and on paper.
 
 Made from the run directory alone, at any time: a run that failed, is still going on, or has not begun has one too.
-Drawings are inline SVG (`charts.py`, `calibration.py`), many members of one run are `ensemble.py`,
-the rounds of a federation `federation.py`; the look is `report.css`; there is no script. No torch.
+Drawings are inline SVG (`charts.py`, `calibration.py`), many members of one run are `ensemble.py`, the rounds of a
+federation `federation.py`; the look is `report.css`; there is no script. No torch.
 """
 
 import math
@@ -19,8 +19,8 @@ from core.ensemble.spread import Point, band
 from core.errors import DataError, ResourceError
 from core.storage.atomic import replace_text
 from core.storage.store import Record, Run, read_run
-from hanse.report import ensemble, federation
 from hanse.format import duration, number
+from hanse.report import ensemble, federation
 from hanse.report.calibration import calibration
 from hanse.report.charts import SMALL, Points, Series, escape, heat_map, line_chart
 from hanse.report.federation import SPLITS, Rounds
@@ -357,10 +357,10 @@ def _class_table(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> s
 
 def _certainty(summary: Mapping[str, Any]) -> str:
     """How sure the members of an ensemble are together."""
-    ensemble = mapping(summary.get("ensemble"))
-    examples = f"{number(ensemble['examples'])} examples" if isinstance(ensemble.get("examples"), int) else ""
-    split = f"the ensemble, on {ensemble.get('split', 'test')}"
-    return calibration(mapping(ensemble.get("uncertainty")), ", ".join(filter(None, (split, examples))))
+    together = mapping(summary.get("ensemble"))
+    examples = f"{number(together['examples'])} examples" if isinstance(together.get("examples"), int) else ""
+    split = f"the ensemble, on {together.get('split', 'test')}"
+    return calibration(mapping(together.get("uncertainty")), ", ".join(filter(None, (split, examples))))
 
 
 def _members(summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,9 @@
 """Configs: strict reading, dotted overrides, one-line errors with the dotted key, and exact round trips."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -180,6 +183,59 @@ def test_a_repeat_is_read_beside_the_recipe_and_written_back(repeat: dict[str, i
 def test_a_repeat_that_is_none_is_refused_with_what_to_write(repeat: object, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         parse_run(TrainRun, {**MINIMAL, "repeat": repeat})
+
+
+@dataclass(frozen=True)
+class Cut:
+    kind: Literal["cut"] = "cut"
+    length: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.length > 0:
+            raise ValueError(f"length must be above 0, got {self.length}")
+
+
+@dataclass(frozen=True)
+class Fold:
+    kind: Literal["fold"] = "fold"
+    times: int = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    steps: tuple[Cut | Fold, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
+def test_a_list_of_sections_becomes_a_tuple_in_its_order_and_is_written_back(tmp_path: Path) -> None:
+    work = parse(Work, {"steps": [{"kind": "fold", "times": 3}, {"kind": "cut"}], "sizes": [1, 2]})
+    assert work == Work((Fold(times=3), Cut()), (1, 2))
+    assert parse(Work, read(written(tmp_path, to_yaml(dump(work))))) == work
+    assert override(work, {"steps": [{"kind": "cut", "length": 2}]}) == Work((Cut(length=2.0),), (1, 2))
+    assert parse(Work, {"steps": (Cut(), {"kind": "fold"})}).steps == (Cut(), Fold())
+    assert parse(Work, {"steps": []}) == parse(Work, {}) == Work()
+
+
+@pytest.mark.parametrize(
+    "steps, message",
+    [
+        (
+            [{"kind": "cut"}, {"kind": "fld"}],
+            "steps.1.kind: unknown kind 'fld'; did you mean 'fold'?; one of cut, fold",
+        ),
+        ([{"length": 2}], "steps.0.kind: required key is missing; one of cut, fold"),
+        ([{"kind": "cut", "lenght": 2}], "steps.0.lenght: unknown key; did you mean 'length'?"),
+        ([{"kind": "fold"}, {"kind": "cut", "length": 0}], "steps.1.length: must be above 0, got 0"),
+        ([{"kind": "fold", "times": 1.5}], "steps.0.times: should be a valid integer, got 1.5"),
+        (["cut"], "steps.0: expected a section with a kind (cut, fold), got 'cut'"),
+        ({"kind": "cut"}, "steps: expected a list of sections with a kind, got {'kind': 'cut'}"),
+        ("cut", "steps: expected a list of sections with a kind, got 'cut'"),
+        (None, "steps: expected a list of sections with a kind, got None"),
+    ],
+)
+def test_a_mistake_in_a_list_of_sections_is_named_with_its_place(steps: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        parse(Work, {"steps": steps})
 
 
 def test_recipes_are_hashable_and_compare_by_value() -> None:

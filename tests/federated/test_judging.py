@@ -124,7 +124,6 @@ def all_works(found: Federation) -> list[Any]:
 def test_a_backdoor_is_measured_by_how_often_it_opens() -> None:
     attack = {"kind": "backdoor", "share": 0.5, "target": 3, "size": 3}
     found = federation(attack=attack, rounds=6, cohort=None, local_epochs=4, evaluate={"every": 0, "held_out": 0.0})
-    records: list[dict[str, Any]] = []
     before, _ = judged(found)
     after, _ = judged(found, Server(found, local(found)).serve().weights)
-    assert after["backdoor"]["accuracy"] > 0.7 > 0.4 > before["backdoor"]["accuracy"] and not records
+    assert after["backdoor"]["accuracy"] > 0.7 and before["backdoor"]["accuracy"] < 0.4

@@ -1,0 +1,56 @@
+"""Columns of a table that lies with many clients, described for `hanse federate statistics`: no row leaves a client."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config import read
+from core.data import Data
+from federated.clients import PartitionedClients
+from federated.federation import deal
+from federated.statistics import asking, quantiles, summarize
+from hanse.federate import parse_federate
+from hanse.federate_trees import parse_trees
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of every numeric column beside count, mean, standard deviation and range."""
+
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        for value in self.quantiles:
+            if not 0 <= value <= 1:
+                raise ValueError(f"quantiles must be in [0, 1], got {value}")
+        if len(set(self.quantiles)) < len(self.quantiles):
+            raise ValueError(f"quantiles must name each once, got {list(self.quantiles)}")
+
+
+def clients_of(file: str | Path, overrides: Mapping[str, Any]) -> list[Data]:
+    """The clients of any federation's file, each with all of its rows as `train`. Raises ConfigError, DataError."""
+    if "trees" in read(file):
+        trees = parse_trees(file, overrides)
+        (partition, data), seed = trees.deal(), trees.seed
+    else:
+        run = parse_federate(file, overrides)
+        (partition, data), seed = deal(run), run.recipe.seed
+    clients = PartitionedClients(data, partition, 0.0, seed)
+    return [clients.data(client, seed) for client in range(len(clients))]
+
+
+def described(clients: Sequence[Data], wanted: Wanted) -> tuple[list[Row], list[Row]]:
+    """A row for each numeric column, and one for each label. ConfigError if the data is no table."""
+    found = summarize(clients)
+    columns = []
+    for name in found.columns:
+        one = found.of(name)
+        places = quantiles(asking(clients, name), wanted.quantiles, one["low"], one["high"])
+        row = {"column": name, "count": int(one["count"]), "mean": one["mean"], "std": one["std"], "min": one["low"]}
+        marks = {f"q{100 * share:g}": place for share, place in zip(wanted.quantiles, places, strict=True)}
+        columns.append({**row, **marks, "max": one["high"]})
+    total = sum(found.labels.values())
+    return columns, [{"label": name, "count": n, "share": n / total} for name, n in found.labels.items()]
