@@ -1,7 +1,8 @@
-"""A plain Flower app (`bench/peers/flower_app`: digits, 100 clients, 5 rounds) on our engine beside `flwr run`: seconds
-of the whole command. The SuperLink that `flwr run` starts is already up when its time is taken."""
+"""A plain Flower app (`bench/peers/flower_app`: digits, 100 clients) on our engine beside `flwr run`: seconds of the
+whole command, for few rounds and for more. The SuperLink that `flwr run` starts is already up when its time is taken."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from bench.measure import alternate, emit
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "bench" / "peers" / "flower_app"
-CLIENTS, ROUNDS = 100, 3
+CLIENTS, PAIRS = 100, 3
 OURS = """
 import json, sys
 from pathlib import Path
@@ -32,39 +33,42 @@ simulate(Path(sys.argv[1]), LocalPool(), int(sys.argv[2]), json.loads(sys.argv[3
 def run() -> None:
     with tempfile.TemporaryDirectory() as folder, _flower(Path(folder)) as environment:
         out = Path(folder) / "out.json"
-        accuracy: dict[str, list[float]] = {"ours": [], "theirs": []}
-
-        def ours() -> float:
-            command = [sys.executable, "-c", OURS, str(APP), str(CLIENTS), json.dumps({"out": str(out)})]
-            seconds, result = _timed(command, out, dict(os.environ))
-            accuracy["ours"].append(result["accuracy"])
-            return seconds
-
-        def theirs() -> float:
-            nodes = f"num-supernodes={CLIENTS} client-resources-num-cpus=1"
-            options = ["--federation-config", nodes, "--run-config", f'out="{out}"', "--stream"]
-            seconds, result = _timed(["flwr", "run", str(APP), *options], out, environment)
-            accuracy["theirs"].append(result["accuracy"])
-            return seconds
-
-        theirs(), ours()
-        emit(
-            "a Flower app, seconds of the whole command, over flwr run",
-            work=f"digits, mlp, {CLIENTS} clients, all in each of 5 rounds",
-            accuracy=accuracy,
-            **alternate(ours, theirs, ROUNDS),
-        )
+        for rounds in (5, 20):
+            config = {"out": str(out), "num-server-rounds": rounds}
+            accuracy: dict[str, list[float]] = {"ours": [], "theirs": []}
+            ours = functools.partial(_ours, config, accuracy["ours"])
+            theirs = functools.partial(_theirs, config, environment, accuracy["theirs"])
+            theirs(), ours()
+            emit(
+                "a Flower app, seconds of the whole command, over flwr run",
+                work=f"digits, mlp, {CLIENTS} clients, all of them in each of {rounds} rounds",
+                accuracy=accuracy,
+                **alternate(ours, theirs, PAIRS),
+            )
 
 
-def _timed(command: list[str], out: Path, environment: dict[str, str]) -> tuple[float, dict[str, Any]]:
-    """Seconds, and what the app wrote at its end."""
+def _ours(config: dict[str, Any], accuracy: list[float]) -> float:
+    command = [sys.executable, "-c", OURS, str(APP), str(CLIENTS), json.dumps(config)]
+    return _timed(command, Path(config["out"]), dict(os.environ), accuracy)
+
+
+def _theirs(config: dict[str, Any], environment: dict[str, str], accuracy: list[float]) -> float:
+    nodes = f"num-supernodes={CLIENTS} client-resources-num-cpus=1"
+    changes = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    options = ["--federation-config", nodes, "--run-config", changes, "--stream"]
+    return _timed(["flwr", "run", str(APP), *options], Path(config["out"]), environment, accuracy)
+
+
+def _timed(command: list[str], out: Path, environment: dict[str, str], accuracy: list[float]) -> float:
+    """Seconds. The app writes its accuracy into `out` when it has come to its end."""
     out.unlink(missing_ok=True)
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode or not out.exists():
         raise RuntimeError(f"{command[:2]} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return seconds, json.loads(out.read_text())
+    accuracy.append(json.loads(out.read_text())["accuracy"])
+    return seconds
 
 
 @contextlib.contextmanager

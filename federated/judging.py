@@ -39,9 +39,15 @@ def judge(
     if backdoor:
         found["backdoor"] = backdoor
         report({**place, "split": "backdoor", **backdoor})
-    judged, metrics = _asked(federation, engine, order, keeping), metrics_for(federation)
+    return found | tell(federation, _asked(federation, engine, order, keeping), order.round, report)
+
+
+def tell(federation: Federation, judged: Judged, round: int, report: Callable[[Record], None]) -> Record:
+    """Reports what clients have judged in a round. By split: their metrics together, and how they spread."""
+    found: Record = {}
+    place, metrics = {"round": round, "rounds": federation.run.rounds}, metrics_for(federation)
     for told in judged.failed:
-        report({"event": "client_failed", "round": order.round, "client": told.client, **told.reason})
+        report({"event": "client_failed", "round": round, "client": told.client, **told.reason})
     for model, state in judged.states.items():
         own = sorted((v for v in judged.verdicts if v.model == model), key=lambda v: v.client)
         values, spread = metrics.compute(state), spread_of(own)

@@ -97,3 +97,8 @@ class FederateRun:
     def is_asynchronous(self) -> bool:
         """Whether the server steps after every few replies, while other clients are still at work."""
         return hasattr(self.strategy, "concurrency")
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether clients keep something from round to round: for the strategy, or the error of a compression."""
+        return self.strategy.is_stateful or any(transform.is_stateful for transform in self.transforms)

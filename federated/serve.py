@@ -28,22 +28,31 @@ def serve(federation: Federation, engine: Engine, directory: RunDirectory, watch
     Raises DataError if the data is not what it was when the run began, WorkerError if the model diverges.
     """
     run, began = federation.run, time.perf_counter()
-    if federation.central is not None:
-        require_same_data(directory, federation.central, run.recipe.data.path)
-        note_data(directory, federation.central, run.recipe.data.path)
+    require_data(federation, directory)
     with out_of_memory(), Checkpointer(directory.checkpoints, keep_last=run.keep_last) as checkpoints:
         server = Server(federation, engine, watch, checkpoints, Keeping(directory.path / CLIENTS))
-        first = server.state.round
-        directory.keep_metrics(lambda record: record.get("round", 0) <= first)
-        if federation.partition is not None and federation.central is not None:
-            directory.replace(PICTURE, svg_picture(federation.partition, federation.central))
-        watch.report({"event": "federation", **said_of(federation), "round": first})
+        begin(federation, directory, watch, server.state.round)
         served = server.serve()
         checkpoints.wait()
     if served.ended == "stopped":
         return {"ended": "stopped", "rounds": served.rounds}
-    summary = _concluded(federation, served, directory, watch.report)
+    summary = conclude(federation, served, directory, watch.report)
     return {**summary, "wall_s": time.perf_counter() - began}
+
+
+def require_data(federation: Federation, directory: RunDirectory) -> None:
+    """Notes what the data is. Raises DataError if it is not what it was when the run began."""
+    if federation.central is not None:
+        require_same_data(directory, federation.central, federation.run.recipe.data.path)
+        note_data(directory, federation.central, federation.run.recipe.data.path)
+
+
+def begin(federation: Federation, directory: RunDirectory, watch: Watch, round: int) -> None:
+    """Says what the federation is, of which `round` rounds are done; what was said of later ones goes."""
+    directory.keep_metrics(lambda record: record.get("round", 0) <= round)
+    if federation.partition is not None and federation.central is not None:
+        directory.replace(PICTURE, svg_picture(federation.partition, federation.central))
+    watch.report({"event": "federation", **said_of(federation), "round": round})
 
 
 def said_of(federation: Federation) -> Record:
@@ -59,7 +68,7 @@ def said_of(federation: Federation) -> Record:
     }
 
 
-def _concluded(
+def conclude(
     federation: Federation, served: Served, directory: RunDirectory, report: Callable[[Record], None]
 ) -> Summary:
     """Saves the model; its scores on data that no client ever saw, and over what clients hold out."""

@@ -1,35 +1,84 @@
-"""The ServerApp of a federated run: `serve` behind Flower's Grid. It writes into the run directory that it is told
-of."""
+"""The ServerApp of a federated run: `serve` behind Flower's Grid, and what it keeps in a run directory."""
 
-from contextlib import closing
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from core.config import dump_run, to_yaml
+from core.errors import ConfigError
+from core.execute import Summary
 from core.storage.artifact import read_weights
 from core.storage.stop import StopRequest
-from core.storage.store import RunDirectory, is_run
+from core.storage.store import RunDirectory, is_run, runs_root
 from federated.federation import Federation
-from federated.flower.app_config import run_of
-from federated.flower.remote import GridEngine
+from federated.flower import theirs
+from federated.flower.app_config import CONFIG, JOINED, RUN_DIR, run_of
+from federated.flower.remote import GridEngine, nodes_of
+from federated.run import FederateRun
 from federated.serve import serve
 from federated.server import Watch
+from federated.strategies.theirs import Theirs
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Serves the run of the run config's `config`, in `run-dir`, or in a new directory `hanse-run` where that is
-    empty."""
-    run = run_of(str(context.run_config["config"]))
-    where = Path(str(context.run_config.get("run-dir") or "hanse-run"))
-    directory = RunDirectory.join(where) if is_run(where) else RunDirectory.create(where, verb="federate")
-    with closing(directory):
+    """Serves the run of the run config's `config`.
+
+    Its directory is `run-dir`, in which an earlier run of the same config goes on; where that is empty, it is a new one
+    in the directory that HANSE_RUNS names.
+    """
+    run = run_of(str(context.run_config[CONFIG]))
+    with _directory(run, context.run_config) as directory:
         federation = Federation.of(run, read_weights(run.init) if run.init else None)
-        engine = GridEngine(federation, grid, context.run_id)
-        watch = Watch(directory.record, StopRequest(directory.logs))
-        summary = serve(federation, engine, directory, watch)
+        summary = _served(federation, grid, context.run_id, directory)
         if summary["ended"] == "done":
             directory.summary(summary)
+
+
+def _served(federation: Federation, grid: Grid, run_id: int, directory: RunDirectory) -> Summary:
+    watch = Watch(directory.record, StopRequest(directory.logs))
+    if isinstance(federation.run.strategy, Theirs):
+        return theirs.serve(federation, grid, nodes_of(grid, len(federation.clients)), directory, watch)
+    return serve(federation, GridEngine(federation, grid, run_id), directory, watch)
+
+
+@contextmanager
+def _directory(run: FederateRun, told: Mapping[str, Any]) -> Iterator[RunDirectory]:
+    """The run's directory; it says how the run ended, unless the process that made it does."""
+    if told.get(JOINED):
+        with RunDirectory.join(Path(str(told[RUN_DIR]))) as directory:
+            yield directory
+        return
+    with _own_directory(run, str(told.get(RUN_DIR) or "")) as directory:
+        try:
+            yield directory
+        except BaseException as error:
+            directory.finish("failed", str(error) or type(error).__name__)
+            raise
+        directory.finish("done" if directory.run.summary() else "stopped")
+
+
+def _own_directory(run: FederateRun, where: str) -> RunDirectory:
+    config = to_yaml(dump_run(run))
+    if where and is_run(Path(where)):
+        directory = RunDirectory.open(Path(where))
+        if directory.run.config() != config:
+            directory.close()
+            raise ConfigError(f"{RUN_DIR}: {where} holds a run of another config; name a new directory")
+        return directory
+    if not where and "HANSE_RUNS" not in os.environ:
+        raise ConfigError(
+            f"{RUN_DIR}: it is not said where runs are kept; start the SuperLink with HANSE_RUNS=DIRECTORY, or name a "
+            f"directory in the run config: {RUN_DIR}=DIRECTORY"
+        )
+    place, name = (Path(where), None) if where else (runs_root(), run.recipe.name)
+    directory = RunDirectory.create(place, name, verb="federate", seed=run.recipe.seed)
+    directory.config(config)
+    return directory

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from core.errors import ConfigError
 from federated.exchange import collects
 from federated.run import FederateRun
+from federated.strategies.theirs import Theirs
 from federated.transforms import TransformConfig
 from federated.transforms.chain import require
 
@@ -57,6 +58,46 @@ ROWS: tuple[Row, ...] = (
         lambda run: getattr(run.strategy, "server_lr", 1.0) != 1.0 and getattr(run.recipe.model, "norm", "") == "batch",
         "strategy.server_lr: batch statistics are averages, which no learning rate may scale; set it to 1, or use "
         "model.norm=group",
+    ),
+    (
+        "a strategy of Flower's with a cohort",
+        lambda run: isinstance(run.strategy, Theirs) and run.cohort is not None,
+        "cohort: Flower's strategy decides how many train, by strategy.arguments.fraction_train; leave cohort out",
+    ),
+    (
+        "a strategy of Flower's with a choice of judges",
+        lambda run: isinstance(run.strategy, Theirs) and run.evaluate.clients is not None,
+        "evaluate.clients: Flower's strategy decides how many judge, by strategy.arguments.fraction_evaluate; leave "
+        "evaluate.clients out",
+    ),
+    (
+        "a strategy of Flower's with transforms",
+        lambda run: isinstance(run.strategy, Theirs) and bool(run.transforms),
+        "transforms: Flower's strategies are sent weights, and transforms change updates; leave transforms out, or "
+        "use a strategy of another kind",
+    ),
+    (
+        "a strategy of Flower's with devices",
+        lambda run: isinstance(run.strategy, Theirs) and run.devices is not None,
+        "devices: Flower's strategies know no virtual clock; leave devices out, or use a strategy of another kind",
+    ),
+    (
+        "a strategy of Flower's with an attack",
+        lambda run: isinstance(run.strategy, Theirs) and run.attack is not None,
+        "attack: attackers change updates, and Flower's strategies are sent weights; leave attack out, or use a "
+        "strategy of another kind",
+    ),
+    (
+        "a strategy of Flower's with a largest norm",
+        lambda run: isinstance(run.strategy, Theirs) and run.max_norm is not None,
+        "max_norm: it bounds an update, and Flower's strategies are sent weights; leave max_norm out, or use a "
+        "strategy of another kind",
+    ),
+    (
+        "a strategy of Flower's that goes on",
+        lambda run: isinstance(run.strategy, Theirs) and run.resume is not False,
+        "resume: Flower's strategies begin at round 1 and cannot go on; start a new run, with init=RUN if its model "
+        "is to be the first",
     ),
     (
         "an address without a pool",

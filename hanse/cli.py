@@ -72,7 +72,7 @@ def _typer(description: str) -> typer.Typer:
 
 
 app = _typer("Train models where the data and the machines are.\n\nhanse VERB FILE key=value ...")
-federate = _typer("Clients that keep their data: simulate, partition.")
+federate = _typer("Clients that keep their data: simulate, partition, trees, statistics.")
 runs = _typer("The runs kept here: list, show, compare, replay, remove.")
 config = _typer("Config files: schema, show, validate.")
 
@@ -206,6 +206,35 @@ def federate_partition(file: File, words: Words = None, json: Json = False) -> i
 
     with Console.choose(json) as console:
         return command.partition(file, words or [], console)
+
+
+@federate.command("trees")
+def federate_trees(file: File, words: Words = None, json: Json = False, quiet: Quiet = False) -> int:
+    """Grow boosted trees over clients that keep their rows.
+
+    \b
+    hanse federate trees configs/federate/trees.yaml                      every client grows, in each round
+    hanse federate trees FILE trees.mode=cyclic trees.rounds=40           one client after the other
+    hanse federate trees FILE engine=pool workers=2                       on two Ray workers
+    """
+    from hanse.commands import federate as command
+
+    with Console.choose(json, quiet) as console:
+        return command.trees(file, words or [], console)
+
+
+@federate.command("statistics")
+def federate_statistics(file: File, words: Words = None, json: Json = False) -> int:
+    """Describe the columns of a table whose rows stay with their clients.
+
+    \b
+    hanse federate statistics configs/federate/trees.yaml                 FILE: that of any federation of a table
+    hanse federate statistics FILE quantiles=[0.25,0.5,0.75]              0.1, 0.5 and 0.9 unless said
+    """
+    from hanse.commands import federate as command
+
+    with Console.choose(json) as console:
+        return command.statistics(file, words or [], console)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from core.runtime import Record
 from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from federated.federation import Federation
+from federated.flower.app_config import JOINED
 from federated.flower.app_directory import write_app
 from federated.flower.deployment import deployment
 from federated.run import FederateRun
@@ -23,18 +24,28 @@ POLL_S = 0.25  # how often new records of the ServerApp are looked for
 MOST_NODES = 32  # each is three processes of 100 MB or more
 
 
-def serve(
-    federation: Federation, directory: RunDirectory, show: Callable[[Record], None], asked: Callable[[], bool]
-) -> Summary:
-    """Runs it to the end, or until it is asked to stop. Raises what the deployment raises, and WorkerError."""
+def require(federation: Federation) -> None:
+    """Raises ConfigError for what no deployment can do."""
     run, count = federation.run, len(federation.clients)
     if count > MOST_NODES:
         raise ConfigError(
             f"clients: engine=flower starts a SuperNode for each of {count} clients, {MOST_NODES} at most; "
             "use engine=pool, or fewer clients"
         )
+    if run.resume and run.is_stateful:
+        raise ConfigError(
+            "resume: clients of this strategy or its transforms keep their state on their nodes, which end with the "
+            "deployment; use engine=pool or engine=inproc from the start"
+        )
+
+
+def serve(
+    federation: Federation, directory: RunDirectory, show: Callable[[Record], None], asked: Callable[[], bool]
+) -> Summary:
+    """Runs it to the end, or until it is asked to stop. Raises what the deployment raises, and WorkerError."""
+    run, count = federation.run, len(federation.clients)
     where = directory.path.resolve()
-    app = write_app(where / "flower" / "app", to_yaml(dump_run(absolute(run))), {"run-dir": str(where)})
+    app = write_app(where / "flower" / "app", to_yaml(dump_run(absolute(run))), {"run-dir": str(where), JOINED: True})
     stop, failures = StopRequest(directory.logs), list[BaseException]()
     stop.clear()
     follower = directory.follow()

@@ -24,6 +24,7 @@ from federated.intake import Told
 from federated.run import FederateRun
 from federated.serve import serve
 from federated.server import Server, Watch
+from federated.strategies.theirs import Theirs
 from hanse import deployed
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
@@ -60,11 +61,12 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
     if run.init and not run.resume:
         weights = artifact.read_weights(run.init)
     federation = Federation.of(run, weights)  # what is wrong with data or clients is said before anything is written
-    if run.engine == "flower" and run.resume and run.strategy.is_stateful:
-        raise ConfigError(
-            f"resume: with {run.strategy.kind} clients keep their state on their nodes, which end with the deployment; "
-            "use engine=pool or engine=inproc from the start"
-        )
+    if run.engine == "flower":
+        deployed.require(federation)
+    if isinstance(run.strategy, Theirs):
+        from federated.flower import theirs
+
+        theirs.strategy_of(run.strategy, len(federation.clients))
     free = FREE - {"rounds"} if run.is_asynchronous else FREE
     directory, run = open_run(run, "federate", free, WHERE, "rounds may grow" if "rounds" in free else "")
     with closing(directory):
@@ -74,7 +76,7 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
             directory.finish("done")
             return directory.path, summary
         directory.config(to_yaml(dump_run(dataclasses.replace(run, run_dir=None, resume=False))))
-        what = "finishing this round and saving it"
+        what = "finishing this round" + ("" if isinstance(run.strategy, Theirs) else " and saving it")
         with recorded(directory), stopping(directory, console, what) as asked:
             summary = _work(dataclasses.replace(federation, run=run), directory, console, asked)
         return directory.path, summary
@@ -93,6 +95,11 @@ def _work(federation: Federation, directory: RunDirectory, console: Console, ask
 
     if federation.run.engine == "flower":
         summary = deployed.serve(federation, directory, look, asked)
+    elif isinstance(federation.run.strategy, Theirs):
+        from federated.flower import theirs
+
+        with pool_of(federation.run) as pool:
+            summary = theirs.simulate(federation, pool, directory, Watch(report, asked))
     else:
         with engine_of(federation) as engine:
             summary = serve(federation, engine, directory, Watch(report, asked))
@@ -117,18 +124,24 @@ def readable(record: Record) -> Record:
 @contextmanager
 def engine_of(federation: Federation) -> Iterator[Engine]:
     """The engine that the run asks for, for as long as it is needed."""
-    run = federation.run
+    with pool_of(federation.run) as pool:
+        yield PoolEngine(pool, federation.setting)
+
+
+@contextmanager
+def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
+    """The workers that the run asks for: this process, or those of Ray."""
     if run.engine == "pool":
         from cluster.pool import ray_pool
 
         with ray_pool(run.workers, run.address, cpus_per_worker=run.cpus_per_worker) as pool:
-            yield PoolEngine(pool, federation.setting)
+            yield pool
     else:
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, round(run.cpus_per_worker)))  # as a worker of a pool has: sums depend on it
         try:
             with LocalPool() as local:
-                yield PoolEngine(local, federation.setting)
+                yield local
         finally:
             torch.set_num_threads(threads)
 
@@ -177,12 +190,16 @@ def replay(path: Path, round: int, client: int) -> tuple[Told, Told | None]:
     run = parse_run(FederateRun, read(path / "config.yaml"))
     if run.recipe.privacy and run.recipe.privacy.noise == "secure":
         raise ConfigError("privacy.noise: secure noise cannot be drawn again, so no round of this run can be replayed")
+    if isinstance(run.strategy, Theirs):
+        raise ConfigError(
+            "strategy.kind: no round of Flower's strategies can be replayed, for they keep no checkpoints"
+        )
     weights = artifact.read_weights(run.init) if run.init else None
     federation = Federation.of(run, weights)
     if not 1 <= round <= run.rounds:
         raise ConfigError(f"round: this run has rounds 1 to {run.rounds}, got {round}")
     with engine_of(dataclasses.replace(federation, run=dataclasses.replace(run, engine="inproc"))) as engine:
-        server = Server(federation, engine, checkpoints=Before(path / "checkpoints", round, run.strategy.is_stateful))
+        server = Server(federation, engine, checkpoints=Before(path / "checkpoints", round, run.is_stateful))
         told = server.answer(round, client)
     return told, _recorded_answer(read_run(path), round, client)
 

@@ -1,17 +1,18 @@
 """Columns of a table that lies with many clients, described for `hanse federate statistics`: no row leaves a client."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config import read
-from core.data import Data
+from core.data import Data, Table, load
+from core.errors import ConfigError
 from federated.clients import PartitionedClients
-from federated.federation import deal
+from federated.partition import Feature, make_partition
 from federated.statistics import asking, quantiles, summarize
-from hanse.federate import parse_federate
-from hanse.federate_trees import parse_trees
+from federated.trees.run import TreesRun
+from hanse.federate_trees import parse_any
 
 Row = dict[str, Any]
 
@@ -32,18 +33,22 @@ class Wanted:
 
 def clients_of(file: str | Path, overrides: Mapping[str, Any]) -> list[Data]:
     """The clients of any federation's file, each with all of its rows as `train`. Raises ConfigError, DataError."""
-    if "trees" in read(file):
-        trees = parse_trees(file, overrides)
-        (partition, data), seed = trees.deal(), trees.seed
-    else:
-        run = parse_federate(file, overrides)
-        (partition, data), seed = deal(run), run.recipe.seed
-    clients = PartitionedClients(data, partition, 0.0, seed)
-    return [clients.data(client, seed) for client in range(len(clients))]
+    run = parse_any(file, overrides)
+    holder = run if isinstance(run, TreesRun) else run.recipe
+    target = run.target if isinstance(run, TreesRun) else run.recipe.goal.target
+    source = holder.data
+    if not isinstance(source, Table):
+        raise ConfigError(f"data.kind: statistics are those of a table's columns, got {source.kind}")
+    if not isinstance(run.partition, Feature):  # whose noise is in units of standard deviations
+        source = dataclasses.replace(source, normalize=False)  # there and back, a 0 would be -1e-9
+    data = load(source, target, holder.seed)
+    partition = make_partition(run.partition, data, source, run.clients, holder.seed)
+    clients = PartitionedClients(data, partition, 0.0, holder.seed)
+    return [clients.data(client, holder.seed) for client in range(len(clients))]
 
 
 def described(clients: Sequence[Data], wanted: Wanted) -> tuple[list[Row], list[Row]]:
-    """A row for each numeric column, and one for each label. ConfigError if the data is no table."""
+    """A row for each numeric column, and one for each label."""
     found = summarize(clients)
     columns = []
     for name in found.columns:

@@ -16,6 +16,7 @@ from core.pool import LocalPool, WorkerPool
 from core.runtime import Record
 from core.storage.store import RunDirectory, runs_root
 from federated.partition.picture import svg_picture
+from federated.run import FederateRun
 from federated.serve import PICTURE
 from federated.trees.booster import Rows, library
 from federated.trees.client_app import measured
@@ -24,7 +25,7 @@ from federated.trees.run import TreesRun
 from federated.trees.server_app import Forest
 from federated.trees.simulate import simulate_trees
 from hanse.console import Console
-from hanse.federate import Config
+from hanse.federate import Config, parse_federate
 from hanse.opening import origin_of
 from hanse.running import recorded, shown, stopping
 
@@ -32,7 +33,7 @@ VERB = "federate-trees"  # in run.json
 MODEL = "booster.json"
 
 
-class _Stopped(Exception):  # noqa: N818 - nothing went wrong
+class _Stopped(Exception):
     """The user asked to stop."""
 
 
@@ -42,6 +43,11 @@ def parse_trees(config: Config, overrides: Mapping[str, Any]) -> TreesRun:
     if not isinstance(config, Mapping):
         mapping.setdefault("name", Path(config).stem)
     return parse(TreesRun, apply(mapping, overrides))
+
+
+def parse_any(file: str | Path, overrides: Mapping[str, Any]) -> TreesRun | FederateRun:
+    """The run of any federation's file: one with a section `trees` grows them. Raises ConfigError."""
+    return parse_trees(file, overrides) if "trees" in read(file) else parse_federate(file, overrides)
 
 
 def grow(run: TreesRun, console: Console) -> tuple[Path, Summary]:

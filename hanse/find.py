@@ -21,6 +21,8 @@ def find_model(reference: str | Path) -> Path:
 
 
 def _why_no_model(run: Run) -> str:
+    if run.record.get("verb") == "federate-trees":
+        return "it grew trees, which lie in model/booster.json; docs/federated_trees.md shows how they predict"
     if run.status == "running":
         return "it is running; wait for its end"
     if run.status == "failed":

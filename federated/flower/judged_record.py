@@ -1,24 +1,29 @@
 """What a client judged, as Flower's records, and back: metric states, which add, and its own numbers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from federated.flower.messages import ARRAYS, METRICS, Malformed, read_tensors, weights_record
+from federated.flower.messages import ARRAYS, METRICS, WEIGHT, Malformed, read_tensors, weights_record
 from federated.site import Judged, Verdict
 
-MODELS = ("shared", "personal")
+NUMBERS = {"shared": "", "personal": "personal."}  # what stands before the names of a model's numbers
 Shape = tuple[int, ...]
 
 
 def judged_record(judged: Judged) -> RecordDict:
-    """Of one client: each state and metric under MODEL.NAME."""
+    """Of one client: states under MODEL.NAME, and its numbers, which Flower's own strategies average by their WEIGHT.
+
+    The numbers of the shared model stand under their plain names, those of its own model under personal.NAME.
+    """
     states = {f"{model}.{name}": t for model, state in judged.states.items() for name, t in state.items()}
     numbers: dict[str, int | float] = {}
     for verdict in judged.verdicts:
-        numbers |= {f"{verdict.model}.{name}": value for name, value in verdict.metrics.items()}
-        numbers[f"{verdict.model}.examples"] = verdict.examples
+        before = NUMBERS[verdict.model]
+        numbers |= {before + name: value for name, value in verdict.metrics.items()}
+        numbers[before + WEIGHT] = verdict.examples
     return RecordDict({ARRAYS: weights_record(states), METRICS: MetricRecord(dict(numbers))})
 
 
@@ -30,7 +35,7 @@ def read_judged(message: Message, client: int, shapes: Mapping[str, Shape]) -> J
     if not isinstance(arrays, ArrayRecord) or not isinstance(numbers, MetricRecord):
         return None
     judged = Judged()
-    models = [model for model in MODELS if f"{model}.examples" in numbers]
+    models = {model: before for model, before in NUMBERS.items() if before + WEIGHT in numbers}
     wanted = {f"{model}.{name}": (shape, torch.float64) for model in models for name, shape in shapes.items()}
     try:
         states = read_tensors(arrays, wanted)
@@ -38,10 +43,11 @@ def read_judged(message: Message, client: int, shapes: Mapping[str, Shape]) -> J
         return None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in states.values()):
         return None
-    for model in models:
+    for model, before in models.items():
         judged.states[model] = {name: states[f"{model}.{name}"] for name in shapes}
-        own = {n.removeprefix(f"{model}."): v for n, v in numbers.items() if n.startswith(f"{model}.")}
-        examples = own.pop("examples")
+        plain = {name.removeprefix(before): v for name, v in numbers.items() if name.startswith(before)}
+        own: dict[str, Any] = {name: v for name, v in plain.items() if "." not in name}
+        examples = own.pop(WEIGHT)
         metrics = {name: float(value) for name, value in own.items() if isinstance(value, int | float)}
         if not isinstance(examples, int) or examples < 0:
             return None

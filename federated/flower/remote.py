@@ -25,18 +25,19 @@ from federated.transforms.chain import sent as sent_shapes
 
 CLIENT = "client"
 ASK_S = 0.2  # between two looks for replies
+ANSWER_S = 3600.0  # how long an answer is waited for
 
 
 class GridEngine:
     """Clients behind a Grid. Every node is one client: the number that its node config calls `partition-id`."""
 
-    def __init__(self, federation: Federation, grid: Grid, run_id: int, timeout_s: float = 3600.0) -> None:
+    def __init__(self, federation: Federation, grid: Grid, run_id: int, timeout_s: float = ANSWER_S) -> None:
         self.federation, self.grid, self.run_id, self.timeout_s = federation, grid, run_id, timeout_s
         frame, expected = federation.frame, federation.expected
         self.intake = Intake(federation.run, frame, expected)
         payload = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in expected.vectors.items()}
         self.sent = Expected(sent_shapes(federation.run.transforms, payload, frame), max_weight=expected.max_weight)
-        self.nodes = self._who()
+        self.nodes = nodes_of(grid, len(federation.clients), timeout_s)
 
     def train(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Partial]]:
         answers = self._ask(order, chunks, MessageType.TRAIN)
@@ -65,21 +66,11 @@ class GridEngine:
         nodes = {self.nodes[client]: client for client in clients}
         messages = [Message(content, node, kind, group_id=str(order.round)) for node in nodes]
         found: dict[int, Message | None] = dict.fromkeys(clients)
-        for reply in self._replies(messages):
+        for reply in replies(self.grid, messages, self.timeout_s):
             client = nodes.get(reply.metadata.src_node_id)
             if client is not None:
                 found[client] = reply
         return found
-
-    def _replies(self, messages: list[Message]) -> Iterator[Message]:
-        """As they come, until all are there or the time is over. Flower's own `send_and_receive` looks every 3 s."""
-        waiting, deadline = set(self.grid.push_messages(messages)), time.monotonic() + self.timeout_s
-        while waiting and time.monotonic() < deadline:
-            for reply in self.grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if waiting:
-                time.sleep(ASK_S)
 
     def _sent(self, client: int, message: Message | None, ledger: Ledger) -> Sent:
         """What a message says, if it is a good one."""
@@ -100,22 +91,33 @@ class GridEngine:
         )
         return Sent(told, answer.reply)
 
-    def _who(self) -> dict[int, int]:
-        """The node of each client. Raises WorkerError if one is missing or two say they are the same."""
-        ids = list(self.grid.get_node_ids())
-        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in ids]
-        found: dict[int, int] = {}
-        for reply in self._replies(messages):
-            record = reply.content.get(METRICS) if reply.has_content() else None
-            client = record.get(CLIENT) if isinstance(record, MetricRecord) else None
-            if isinstance(client, int):
-                if client in found:
-                    raise WorkerError(f"federation: two nodes say they are client {client}; start each with its own")
-                found[client] = reply.metadata.src_node_id
-        missing = [client for client in range(len(self.federation.clients)) if client not in found]
-        if missing:
-            raise WorkerError(
-                f"federation: {len(missing)} clients have no node, the first is client {missing[0]}; start a SuperNode "
-                "with --node-config 'partition-id=N' for each"
-            )
-        return found
+
+def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[Message]:
+    """As they come, until all are there or the time is over. Flower's own `send_and_receive` looks every 3 s."""
+    waiting, deadline = set(grid.push_messages(messages)), time.monotonic() + timeout_s
+    while waiting and time.monotonic() < deadline:
+        for reply in grid.pull_messages(waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        if waiting:
+            time.sleep(ASK_S)
+
+
+def nodes_of(grid: Grid, clients: int, timeout_s: float = ANSWER_S) -> dict[int, int]:
+    """The node of each client. Raises WorkerError if one is missing or two say they are the same."""
+    messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in grid.get_node_ids()]
+    found: dict[int, int] = {}
+    for reply in replies(grid, messages, timeout_s):
+        record = reply.content.get(METRICS) if reply.has_content() else None
+        client = record.get(CLIENT) if isinstance(record, MetricRecord) else None
+        if isinstance(client, int):
+            if client in found:
+                raise WorkerError(f"federation: two nodes say they are client {client}; start each with its own")
+            found[client] = reply.metadata.src_node_id
+    missing = [client for client in range(clients) if client not in found]
+    if missing:
+        raise WorkerError(
+            f"federation: {len(missing)} clients have no node, the first is client {missing[0]}; start a SuperNode "
+            "with --node-config 'partition-id=N' for each"
+        )
+    return found

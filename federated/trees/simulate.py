@@ -35,8 +35,10 @@ def simulate_trees(
     """Grows a forest across clients that train on `train` and are measured on `validation`. The same on any pool.
 
     report: called with what passes between server and clients, see `federated.simulated.traffic`, and with what the
-    server says, see `server_app`; an error that it raises at an event `exchange` ends the run. ConfigError without clients,
-    without the library, or for data that trees do not take; WorkerError if a client is not ready or none ever trained.
+    server says, see `server_app`; an error that it raises at an event `exchange` ends the run.
+
+    ConfigError without clients, without the library, or for data that trees do not take; WorkerError if a client is not
+    ready or none ever trained.
     """
     library()  # before anything is started
     if not clients:

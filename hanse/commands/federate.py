@@ -1,4 +1,5 @@
-"""`hanse federate simulate|partition`: clients that keep their data, here, on Ray, or on a real Flower deployment."""
+"""`hanse federate simulate|partition|trees|statistics`: clients that keep their data, here, on Ray, or on a real Flower
+deployment."""
 
 import dataclasses
 import shlex
@@ -24,7 +25,8 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
     path, summary = federate.simulate(wanted, console)
     if summary["ended"] == "stopped":
         again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir=", "init="))]
-        command = " ".join([f"hanse federate simulate {file}", *again, f"resume={reference(path)}"])
+        again += [] if wanted.strategy.kind == "flower" else [f"resume={reference(path)}"]
+        command = " ".join([f"hanse federate simulate {file}", *again])
         shown = summary if isinstance(console, JsonConsole) else {"stopped after round": summary["rounds"]}
         console.end(path, shown, [command])
         return INTERRUPTED
@@ -58,10 +60,12 @@ def partition(file: str, words: Sequence[str], console: Console) -> int:
     """Shows which client has how many examples of which label; draws it too, into a file where `out=` names one."""
     from federated.federation import deal
     from federated.partition.picture import counts, svg_picture, text_picture
+    from hanse.federate_trees import parse_any
 
     overrides = read_overrides(words)
     out = _picture(overrides.pop("out", None))
-    dealt, data = deal(federate.parse_federate(file, overrides))
+    wanted = parse_any(file, overrides)
+    dealt, data = deal(wanted) if isinstance(wanted, FederateRun) else wanted.deal()
     if isinstance(console, JsonConsole):
         for client, row in enumerate(counts(dealt, data).tolist()):
             console.event("client", client=client, examples=int(dealt.sizes[client]), counts=row)
@@ -71,8 +75,56 @@ def partition(file: str, words: Sequence[str], console: Console) -> int:
         out.write_text(svg_picture(dealt, data), encoding="utf-8")
     sizes = dealt.sizes
     said = {"clients": len(dealt), "smallest": int(sizes.min()), "largest": int(sizes.max())}
-    command = " ".join(["hanse federate simulate", file, *(shlex.quote(w) for w in words if not w.startswith("out="))])
+    verb = "hanse federate simulate" if isinstance(wanted, FederateRun) else "hanse federate trees"
+    command = " ".join([verb, file, *(shlex.quote(w) for w in words if not w.startswith("out="))])
     console.end(str(out) if out is not None else None, said, [command])
+    return 0
+
+
+def trees(file: str, words: Sequence[str], console: Console) -> int:
+    """Grows trees across clients, and says how good they are."""
+    from hanse import federate_trees
+
+    wanted = federate_trees.parse_trees(file, read_overrides(words))
+    grown, of = wanted.trees, f"{wanted.data.kind} {wanted.data.path}"
+    fields = {
+        "trees": f"{grown.mode}, {grown.local_trees} a turn, eta {grown.eta:g}, depth {grown.max_depth}",
+        "data": of,
+        "clients": wanted.clients or "one of each value",
+        "partition": wanted.partition.kind,
+        "rounds": grown.rounds,
+        "engine": f"{wanted.workers} Ray workers" if wanted.engine == "pool" else "this process",
+        "seed": wanted.seed,
+    }
+    console.header(f"hanse federate trees  {wanted.name}", fields)
+    path, summary = federate_trees.grow(wanted, console)
+    console.close()
+    is_whole = summary["ended"] == "done"
+    said: Mapping[str, Any] = {"stopped after round": summary["rounds"]}
+    if is_whole:
+        console.say(f"report  {path / 'report.html'}")
+        splits = {name: headline(one) for name, one in summary["evaluation"].items()}
+        if summary["split"]:
+            splits[summary["split"]] = headline(summary)
+        said = {**splits, "wall_s": summary["wall_s"]}
+    console.end(path, summary if isinstance(console, JsonConsole) else said, [f"hanse runs show {reference(path)}"])
+    return 0 if is_whole else INTERRUPTED
+
+
+def statistics(file: str, words: Sequence[str], console: Console) -> int:
+    """Describes the columns of a table that lies with the clients of any federation's file."""
+    from hanse.federate_statistics import Wanted, clients_of, described
+
+    overrides = read_overrides(words)
+    own = {name: overrides.pop(name) for name in ("quantiles",) if name in overrides}
+    wanted = parse(Wanted, own)
+    clients = clients_of(file, overrides)
+    columns, labels = described(clients, wanted)
+    console.rows("column", columns)
+    console.rows("label", labels)
+    said = {"clients": len(clients), "rows": sum(data.sizes["train"] for data in clients), "columns": len(columns)}
+    others = [shlex.quote(word) for word in words if not word.startswith("quantiles=")]
+    console.end(None, said, [" ".join(["hanse federate partition", file, *others])])
     return 0
 
 

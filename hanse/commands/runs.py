@@ -51,10 +51,11 @@ def show(reference: str, console: Console) -> int:
         for name in ("report.html", "config.yaml", "metrics.jsonl", "predictions.csv", "model")
         if (run.path / name).exists()
     ]
-    if not (run.path / "model" / "config.json").exists():
+    is_model = (run.path / "model" / "config.json").exists()
+    if not is_model and not (run.path / "model" / "booster.json").exists():
         files.remove("model")
     console.say(f"files   {'  '.join(files)}")
-    console.end(run.path, {"status": run.status}, [f"hanse evaluate {run.id}"] if summary else [])
+    console.end(run.path, {"status": run.status}, [f"hanse evaluate {run.id}"] if summary and is_model else [])
     return 0
 
 
@@ -132,7 +133,8 @@ def _row(run: Run) -> dict[str, object]:
 
 def _progress(run: Run, summary: Mapping[str, Any]) -> dict[str, str]:
     """How far a run is: its steps, or of a federation its rounds."""
-    one, name = ("round", "rounds") if run.record.get("verb") == "federate" else ("step", "steps")
+    is_federated = str(run.record.get("verb")).startswith("federate")
+    one, name = ("round", "rounds") if is_federated else ("step", "steps")
     if name in summary:
         return {name: number(summary[name])}
     try:

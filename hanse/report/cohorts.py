@@ -102,8 +102,9 @@ def _drawing(cells: Mapping[tuple[int, int], _Cell], shown: Sequence[int], last:
     across = min(26.0, max(7.0, 960 / columns))
     down = 20.0 if len(shown) <= 20 else 15.0 if len(shown) <= 40 else 11.0
     right, bottom = LEFT + across * columns, TOP + down * len(shown)
-    losses = sorted(cell.loss for (client, _), cell in cells.items() if client in set(shown) and cell.loss is not None)
-    shade = _Shade.of(losses)
+    drawn = set(shown)
+    losses = (cell.loss for (client, _), cell in cells.items() if client in drawn)
+    shade = _Shade.of(sorted(loss for loss in losses if loss is not None))
     parts = [f'<rect class="asked" x="{LEFT:g}" y="{TOP:g}" width="{right - LEFT:.1f}" height="{bottom - TOP:.1f}"/>']
     every = math.ceil(13 / down)
     for row, client in enumerate(shown):

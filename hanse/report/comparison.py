@@ -51,7 +51,7 @@ def compare_pages(runs: Sequence[Run], differences: Sequence[Mapping[str, object
 
 
 def _compared(run: Run, runs: Sequence[Run], place: int) -> _Compared:
-    if run.record.get("verb") != "federate":
+    if not str(run.record.get("verb")).startswith("federate"):
         raise DataError(f"{run.id}: is no federation; only the runs of `hanse federate` are drawn together")
     rounds = Rounds.of(run.metrics())
     names = [_short(other.id) for other in runs]

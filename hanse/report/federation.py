@@ -102,9 +102,14 @@ def unit_of(values: Iterable[float], units: Sequence[tuple[float, str]]) -> tupl
 
 
 def about(events: Sequence[Record]) -> str:
-    """`10 clients, 5 a round`; empty before the run has begun."""
+    """`10 clients, 5 a round`, without the second where all are asked; empty before the run has begun."""
     said = next((event for event in reversed(events) if event.get("event") == "federation"), {})
-    return f"{said['clients']} clients, {said.get('cohort', '?')} a round" if "clients" in said else ""
+    clients, cohort = said.get("clients"), said.get("cohort")
+    if not is_number(clients):
+        return ""
+    return f"{number(clients)} clients" + (
+        f", {number(cohort)} a round" if is_number(cohort) and cohort < clients else ""
+    )
 
 
 def tiles(rounds: Rounds, summary: Mapping[str, Any]) -> list[str]:
@@ -117,11 +122,12 @@ def tiles(rounds: Rounds, summary: Mapping[str, Any]) -> list[str]:
     if is_number(scores.get(name)):
         found.append(tile(f"{split} {named(name)}", escape(written(name, scores[name])), lead=split))
     found += [_fare_tile(rounds.last(model), model, name) for model in ("clients", "personal") if rounds.last(model)]
-    last = rounds.last("train")
+    last = rounds.last("train") or rounds.last("clients")  # trees have no training loss
     if last:
         planned = last.get("rounds")
         note = f"of {number(planned)}" if is_number(planned) and planned > last["round"] else ""
         found.append(tile("rounds", number(last["round"]), note))
+    if "bytes_up" in last:
         up, down = (max(rounds.total(way).values()) for way in ("bytes_up", "bytes_down"))
         found.append(tile("moved", _with_unit(size(up + down)), f"{size(up)} up, {size(down)} down"))
     if is_number(seconds := last.get("simulated_s")):
@@ -166,6 +172,12 @@ def others(events: Iterable[Record]) -> list[Record]:
 
 
 def _curves(rounds: Rounds, events: Sequence[Record]) -> str:
+    name = rounds.headline()
+    parts = [_losses(rounds, events), _metric_charts(rounds, name) if name != "loss" else ""]
+    return "<h2>Learning curves</h2>\n" + "\n".join(filter(None, parts)) if any(parts) else ""
+
+
+def _losses(rounds: Rounds, events: Sequence[Record]) -> str:
     losses = [replace(rounds.series(split, "loss"), smooth=split == "train") for split in SPLITS]
     if not any(series.points for series in losses):
         return ""
@@ -173,11 +185,7 @@ def _curves(rounds: Rounds, events: Sequence[Record]) -> str:
     chart = line_chart("Loss", losses, Frame(axis="round"), marks=list(dict.fromkeys(marks))[-6:])
     notes = ["shaded: from 10% to 90% of the clients"] if any(s.band for s in losses) else []
     notes += ["faint: each round; bold: moving mean"] if losses[0].is_smoothed else []
-    parts = [f"<h2>Learning curves</h2>\n{figure('Loss', chart, notes, 'scroll wide')}"]
-    name = rounds.headline()
-    if name != "loss":
-        parts.append(_metric_charts(rounds, name))
-    return "\n".join(parts)
+    return figure("Loss", chart, notes, "scroll wide")
 
 
 def _metric_charts(rounds: Rounds, name: str) -> str:
@@ -239,7 +247,7 @@ def drawing_of(text: str) -> str:
     """A drawing to put into a page; empty if there is anything in it that a drawing of a partition has not."""
     tags = set(re.findall(r"</?([^\s/>]*)", text))
     attributes = re.findall(r"<[^>]*\s(?:on\w*|href|xlink:href|src)\s*=", text, re.IGNORECASE)
-    if not text.startswith("<svg ") or not tags <= DRAWN or "url(" in text:
+    if not text.startswith("<svg ") or not tags <= DRAWN or attributes or "url(" in text:
         return ""
     return re.sub(r' xmlns="[^"]*"', "", text, count=1)
 

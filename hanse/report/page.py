@@ -61,7 +61,7 @@ class _Page:
     @cached_property
     def rounds(self) -> Rounds | None:
         """What the rounds of a federation say; None of any other run."""
-        return Rounds.of(self.metrics) if self.run.record.get("verb") == "federate" else None
+        return Rounds.of(self.metrics) if str(self.run.record.get("verb")).startswith("federate") else None
 
     def series(self, name: str, split: str, smooth: bool = False) -> Series:
         """One metric of one split over steps, the mean where there are members; a value that is not a number is NaN."""
@@ -87,10 +87,9 @@ class _Page:
         """In order of step; the last record of a step counts."""
         points = {}
         for record in records:
-            step = record.get("step", record.get("round"))
-            if record.get("split") == split and name in record and is_number(step):
+            if record.get("split") == split and name in record and is_number(record.get("step")):
                 value = record[name]
-                points[float(step)] = float(value) if is_number(value) else math.nan
+                points[float(record["step"])] = float(value) if is_number(value) else math.nan
         return sorted(points.items())
 
     def last(self, name: str, split: str) -> float | None:

@@ -14,7 +14,7 @@ from hanse.cli import main
 from hanse.commands import runs
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("train", "evaluate", "predict", "generate", "demo", "doctor", "runs", "config")
+VERBS = ("train", "evaluate", "predict", "generate", "demo", "doctor", "federate", "runs", "config")
 
 
 def test_the_help_names_every_verb_and_fits_the_screen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,10 +245,29 @@ def test_odd_records_do_not_stop_the_page(tmp_path):
     assert "<script>alert" in page.text
 
 
+def test_trees_that_have_neither_losses_nor_bytes_have_a_page(tmp_path):
+    with RunDirectory.create(tmp_path / "run", verb="federate-trees") as directory:
+        for round in (1, 2):
+            directory.metric(round=round, rounds=2, split="clients", accuracy=0.4 * round)
+        directory.event("quarantined", round=2, client=1, reason="a tree is too deep")
+        directory.summary({"rounds": 2, "split": "test", "metrics": {"accuracy": 0.75}})
+        page = page_of(directory)
+    assert "test accuracy 75.0% clients' accuracy 80.0% rounds 2" in page.text and "moved" not in page.text
+    assert "a tree is too deep" in page.text and "clients from 0.4000 at round 1 to 0.8000 at round 2" in page.text
+
+
 def test_a_federation_that_measured_nothing_has_a_page(tmp_path):
     with RunDirectory.create(tmp_path / "run", verb="federate") as directory:
         page = page_of(directory)
     assert "Nothing has been measured yet." in page.text and "svg" not in page.tags
+
+
+def test_the_rounds_are_there_as_tables(tmp_path):
+    with federation(tmp_path) as directory:
+        page = page_of(directory)
+    assert "6 train records as a table round loss clients failed bytes up bytes down simulated s seconds" in page.text
+    assert "1 2.000 3 1 20.0 kB 30.0 kB 20.00 0.5000" in page.text
+    assert "6 clients records as a table round loss accuracy" in page.text
 
 
 def test_every_drawing_of_a_federation_is_described(tmp_path):

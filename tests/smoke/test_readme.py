@@ -30,6 +30,7 @@ ELSEWHERE = {
     "ray stop": "tests/cluster/test_data_parallel.py",
 }
 QUICK = 25  # steps, where the README trains to the end
+ROUNDS = 3
 # What a reader would have: a table, a text, rows to predict
 ROWS = [f"{20 + i % 40},{i % 9},{'low' if i % 40 < 20 else 'high'}" for i in range(120)]
 TABLE = "\n".join(["age,hours,label", *ROWS]) + "\n"
@@ -64,6 +65,8 @@ def arguments(line: str, latest: str) -> list[str]:
     words = [re.sub(r"\bRUN\b", latest, word) for word in shlex.split(line)[1:]]
     if words[0] == "train" and not any(word.startswith("train.steps=") for word in words):
         words.append(f"train.steps={QUICK}")
+    if words[:2] == ["federate", "simulate"] and "--app" not in words:
+        words.append(f"rounds={ROUNDS}")
     return words
 
 

@@ -1,0 +1,200 @@
+"""Flower's Grid as one of its own strategies sees it under us: replies are looked at before it does, and told of.
+
+A reply that is not what our ClientApp sends would end the whole run in the strategy; here it is left out and named.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from core.errors import WorkerError
+from core.randomness import seed_of
+from federated.exchange import Order
+from federated.federation import Federation
+from federated.flower.judged_record import read_judged
+from federated.flower.messages import ARRAYS, CONFIG, ROUND, Fault, Malformed, read_reply, read_weights
+from federated.flower.remote import ANSWER_S, replies
+from federated.inspection import Expected, shapes
+from federated.intake import Told
+from federated.judging import central_metrics, metrics_for, tell
+from federated.server import Watch
+from federated.site import Judged
+
+Record = dict[str, Any]
+Answers = Mapping[int, Message | None]  # by client; None if it did not come in time
+
+
+class Stopped(Exception):
+    """The run was asked to stop."""
+
+
+class Overseen(Grid):
+    """`nodes`: the node of each client. After the run `weights` [D] are those of `round`, judged in `evaluation`."""
+
+    def __init__(self, grid: Grid, federation: Federation, nodes: Mapping[int, int], watch: Watch) -> None:
+        self.grid, self.federation, self.watch = grid, federation, watch
+        self.nodes = dict(sorted(nodes.items()))
+        self.clients = {node: client for client, node in nodes.items()}
+        named = federation.frame.named(federation.first)
+        self.expected = Expected(shapes(named), max_weight=federation.run.max_weight)
+        self.exchanges = self.round = 0
+        self.weights = federation.first
+        self.evaluation: Record = {}
+
+    # --- what a strategy calls -------------------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self.grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Those online, in the order of their clients. Strategies draw from them with `random`, from which threads of
+        Flower's draw too: so it begins anew, and the same clients are drawn on every grid."""
+        random.seed(seed_of(self.federation.run.recipe.seed, "nodes", self.exchanges))
+        online = set(self.grid.get_node_ids())
+        return [node for node in self.nodes.values() if node in online]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """The good replies, in the order of their clients. An evaluation that is not due asks nobody."""
+        messages = list(messages)
+        self.exchanges += 1
+        kind = messages[0].metadata.message_type if messages else ""
+        if kind == MessageType.TRAIN:
+            if self.watch.should_stop():
+                raise Stopped
+            return self._trained(_round_of(messages), messages, timeout)
+        if kind == MessageType.EVALUATE:
+            return self._judged(_round_of(messages), messages, timeout) if self._is_due(_round_of(messages)) else []
+        return [reply for reply in self._asked(messages, timeout).values() if reply is not None]
+
+    def take(self, round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """The model after a round, kept and judged on what the server holds out: the strategy's `evaluate_fn`."""
+        try:
+            weights = read_weights(_in_float32(arrays), self.federation.frame)
+        except Malformed as error:
+            raise WorkerError(f"strategy: after round {round} its arrays are not those of the model: {error}") from None
+        if not bool(torch.isfinite(weights).all()):
+            raise WorkerError(
+                f"federation: the model is not finite after round {round}; lower optimizer.lr, or the strategy's own "
+                "learning rate in strategy.arguments"
+            )
+        self.round, self.weights = round, weights
+        if round == 0 or not self._is_due(round):
+            return None
+        metrics, _ = central_metrics(self.federation, Order(round, weights), "validation")
+        if not metrics:
+            return None
+        self.evaluation["validation"] = metrics
+        self.watch.report({**self._place(round), "split": "validation", **metrics})
+        return MetricRecord(dict(metrics))
+
+    # --- what becomes of messages ----------------------------------------------------------------------------------
+
+    def _asked(self, messages: Sequence[Message], timeout: float | None) -> Answers:
+        """Each client's answer."""
+        contents: dict[int, RecordDict] = {}  # many messages carry the same one, and are to go on doing so
+        for message in messages:
+            if id(message.content) not in contents:
+                contents[id(message.content)] = _readable(message.content)
+            message.content = contents[id(message.content)]
+        asked = sorted(self.clients[message.metadata.dst_node_id] for message in messages)
+        answers: dict[int, Message | None] = dict.fromkeys(asked)
+        for reply in replies(self.grid, list(messages), ANSWER_S if timeout is None else timeout):
+            answers[self.clients[reply.metadata.src_node_id]] = reply
+        return answers
+
+    def _trained(self, round: int, messages: Sequence[Message], timeout: float | None) -> list[Message]:
+        told, good, began = list[Told](), list[Message](), time.perf_counter()
+        for client, message in self._asked(messages, timeout).items():
+            if message is None:
+                told.append(Told(client, fault="no answer in time"))
+                continue
+            answer = read_reply(message, self.expected, client)
+            if isinstance(answer, Fault):
+                told.append(Told(client, fault=answer.text))
+                continue
+            loss, examples, norm = (answer.metrics.get(name, math.nan) for name in ("loss", "examples", "norm"))
+            told.append(Told(client, loss, int(examples), norm, answer.reply.size_bytes))
+            arrays = message.content[ARRAYS]  # in the model's order: some strategies go by that, not by names
+            message.content[ARRAYS] = ArrayRecord({name: arrays[name] for name in self.expected.vectors})
+            good.append(message)
+        self._tell(round, told, time.perf_counter() - began)
+        return good
+
+    def _judged(self, round: int, messages: Sequence[Message], timeout: float | None) -> list[Message]:
+        """A client that holds nothing out has nothing to say."""
+        judged, good = Judged(), list[Message]()
+        wanted = metrics_for(self.federation).shapes()
+        for client, message in self._asked(messages, timeout).items():
+            found = None if message is None else read_judged(message, client, wanted)
+            judged.merge(found or Judged(failed=[Told(client, fault="no good answer to the evaluation")]))
+            if message is not None and found is not None and found.verdicts:
+                good.append(message)
+        self.evaluation |= tell(self.federation, judged, round, self.watch.report)
+        return good
+
+    def _tell(self, number: int, told: Sequence[Told], seconds: float) -> None:
+        """The records that `federated.server.Server` makes of a round."""
+        report, good = self.watch.report, [one for one in told if not one.fault]
+        for one in told:
+            if one.fault:
+                report({"event": "quarantined", "round": number, "client": one.client, **one.reason})
+        record = {**self._place(number), "split": "train"}
+        if good:
+            record["loss"] = sum(one.loss * one.examples for one in good) / sum(one.examples for one in good)
+        record |= {"clients": len(good), "failed": len(told) - len(good)}
+        record |= {"bytes_up": sum(one.bytes_up for one in told), "bytes_down": self.federation.bytes_down * len(told)}
+        report({**record, "seconds": seconds, "time": round(time.time(), 3)})
+        columns = {name: [getattr(one, name) for one in told] for name in ("client", "loss", "examples", "norm")}
+        report({"round": number, "split": "cohort", "cohort": columns, "lost": []})
+
+    def _place(self, round: int) -> Record:
+        return {"round": round, "rounds": self.federation.run.rounds}
+
+    def _is_due(self, round: int) -> bool:
+        every = self.federation.run.evaluate.every
+        return round == self.federation.run.rounds or (every > 0 and round % every == 0)
+
+
+def _round_of(messages: Sequence[Message]) -> int:
+    """What Flower's strategies write into their messages; 0 if it is not there."""
+    config = messages[0].content.get(CONFIG)
+    number = config.get(ROUND) if isinstance(config, Mapping) else None
+    return number if isinstance(number, int) else 0
+
+
+def _readable(content: RecordDict) -> RecordDict:
+    """The same content with arrays that our ClientApp takes."""
+    arrays = content.get(ARRAYS)
+    if not isinstance(arrays, ArrayRecord):
+        return content
+    return RecordDict({**content, ARRAYS: _in_float32(arrays)})
+
+
+def _in_float32(arrays: ArrayRecord) -> ArrayRecord:
+    """Flower's adaptive strategies come to float64, in which no client trains."""
+    if all(array.dtype == "float32" for array in arrays.values()):
+        return arrays
+    return ArrayRecord({name: Array(array.numpy().astype(np.float32)) for name, array in arrays.items()})
