@@ -14,7 +14,7 @@ from core.errors import ConfigError
 from core.execute import Summary
 from core.storage.artifact import read_weights
 from core.storage.stop import StopRequest
-from core.storage.store import RunDirectory, is_run, runs_root
+from core.storage.store import RunDirectory, is_run, read_run, runs_root
 from federated.federation import Federation
 from federated.flower import theirs
 from federated.flower.app_config import CONFIG, JOINED, RUN_DIR, run_of
@@ -66,19 +66,24 @@ def _directory(run: FederateRun, told: Mapping[str, Any]) -> Iterator[RunDirecto
 
 
 def _own_directory(run: FederateRun, where: str) -> RunDirectory:
-    config = to_yaml(dump_run(run))
     if where and is_run(Path(where)):
-        directory = RunDirectory.open(Path(where))
-        if directory.run.config() != config:
-            directory.close()
-            raise ConfigError(f"{RUN_DIR}: {where} holds a run of another config; name a new directory")
-        return directory
-    if not where and "HANSE_RUNS" not in os.environ:
+        return _reopened(run, Path(where))
+    if not where and not os.environ.get("HANSE_RUNS"):
         raise ConfigError(
             f"{RUN_DIR}: it is not said where runs are kept; start the SuperLink with HANSE_RUNS=DIRECTORY, or name a "
             f"directory in the run config: {RUN_DIR}=DIRECTORY"
         )
     place, name = (Path(where), None) if where else (runs_root(), run.recipe.name)
     directory = RunDirectory.create(place, name, verb="federate", seed=run.recipe.seed)
-    directory.config(config)
+    directory.config(to_yaml(dump_run(run)))
+    return directory
+
+
+def _reopened(run: FederateRun, where: Path) -> RunDirectory:
+    if isinstance(run.strategy, Theirs):
+        raise ConfigError(f"{RUN_DIR}: {where} holds a run, and Flower's strategies cannot go on; name a new directory")
+    if read_run(where).config() != to_yaml(dump_run(run)):
+        raise ConfigError(f"{RUN_DIR}: {where} holds a run of another config; name a new directory")
+    directory = RunDirectory.open(where)
+    StopRequest(directory.logs).clear()
     return directory

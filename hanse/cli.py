@@ -273,7 +273,12 @@ def runs_show(run: Run, json: Json = False, quiet: Quiet = False) -> int:
 
 @runs.command("compare")
 def runs_compare(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
-    """Runs side by side: where their configs differ, and their numbers."""
+    """Runs side by side: where their configs differ, and their numbers.
+
+    \b
+    hanse runs compare RUN RUN                                 tables
+    hanse runs compare RUN RUN out=page.html                   federations: curves over rounds, bytes, simulated time
+    """
     from hanse.commands import runs as command
 
     with Console.choose(json, quiet) as console:

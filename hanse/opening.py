@@ -24,7 +24,8 @@ def open_run(run: R, verb: str, free: Collection[str], where: Collection[str], m
     own: Any = run
     if isinstance(own.resume, str):
         return _reopen(find_run(runs_root(), own.resume).path, run, (free, where, may_grow))
-    origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": dump_run(run)["workers"]}
+    workers = dump_run(run)["workers"] if getattr(own, "engine", "pool") == "pool" else 0
+    origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": workers}
     if own.run_dir is None:
         return RunDirectory.create(runs_root(), own.recipe.name, **origin), run
     path = Path(os.path.expanduser(own.run_dir))

@@ -70,7 +70,9 @@ def _scores(summary: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def compare(references: Sequence[str], console: Console) -> int:
-    """Where the configs of runs differ, and their metrics, side by side."""
+    """Where the configs of runs differ, and their metrics, side by side; of federations a page too, `out=FILE.html`."""
+    out = next((word.removeprefix("out=") for word in references if word.startswith("out=")), None)
+    references = [word for word in references if not word.startswith("out=")]
     if len(references) < 2:
         raise ConfigError("runs compare: name two runs or more; `hanse runs list` shows them")
     found = [find_run(runs_root(), reference) for reference in references]
@@ -88,6 +90,12 @@ def compare(references: Sequence[str], console: Console) -> int:
     if rows:
         console.rows("difference", rows)
     said = {"config keys that differ": len(differing), "metrics": len(names)}
+    if out is not None:
+        from core.storage.atomic import replace_text
+        from hanse.report.comparison import compare_pages
+
+        replace_text(Path(out), compare_pages(found, [row for row in rows if row["what"] in differing]))
+        console.say(f"page    {out}")
     console.end(runs_root(), said, [f"hanse runs show {found[0].id}"])
     return 0
 
