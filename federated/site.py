@@ -17,6 +17,7 @@ from core.metrics import Metrics, State
 from core.pool import Shared
 from core.population.cohort import Cohort, Executor, Job, Trained
 from core.population.frame import Frame
+from core.population.memory import is_memory
 from core.randomness import seed_of
 from core.runtime import Runtime, choose_device
 from core.task import Task
@@ -95,6 +96,7 @@ class Site:
         self.task: Task = run.recipe.build(setting.clients.spec).to(self.runtime.device)
         if setting.weights:
             self.task.network.load_state_dict(setting.weights, strict=False)
+        self._loaded: Tensor | None = None
         kept = getattr(self.strategy, "kept", None)
         self.kept: Tensor | None = kept(self.frame, self.task) if kept else None
 
@@ -115,14 +117,32 @@ class Site:
                 ready.append(self._begin(order, work))
             except Exception as error:  # noqa: BLE001 - a client's failure is a fact about that client, not about the run
                 sent[work.client] = Sent(Told.failed(work.client, error))
-        if ready:
-            jobs = [self._job(order, begun) for begun in ready]
-            trained = self.cohort.train(order.weights, jobs, self._factor(order.round))
-            personal = self._personal(order, ready)
-            for begun, job, result in zip(ready, jobs, trained, strict=True):
-                client = begun.work.client
-                sent[client] = self._sent(order, begun, job, result, personal.get(client))
+        jobs = [self._job(order, begun) for begun in ready]
+        personal = self._personal(order, ready)
+        for begun, job, trained in zip(ready, jobs, self._trained(order, jobs), strict=True):
+            client = begun.work.client
+            if isinstance(trained, Told):
+                sent[client] = Sent(trained)
+            else:
+                sent[client] = self._sent(order, begun, job, trained, personal.get(client))
         return [sent[work.client] for work in chunk]
+
+    def _trained(self, order: Order, jobs: Sequence[Job]) -> list[Trained | Told]:
+        """What became of each job. If one raises, such as for a file that it cannot read, each is trained alone to find
+        out which."""
+        factor = self._factor(order.round)
+        try:
+            return [*self.cohort.train(order.weights, jobs, factor)] if jobs else []
+        except Exception as error:
+            if is_memory(error):
+                raise
+            found: list[Trained | Told] = []
+            for job in jobs:
+                try:
+                    found += self.cohort.train(order.weights, [job], factor)
+                except Exception as own:  # noqa: BLE001 - as above
+                    found.append(Told.failed(int(job.name), own))
+            return found
 
     def _begin(self, order: Order, work: Work) -> Begun:
         data = self.setting.clients.data(work.client, seed_of(self.run.recipe.seed, "client", work.client, order.round))
@@ -170,10 +190,7 @@ class Site:
         """The clients' own models, trained beside the shared one, where the strategy has any."""
         wanted = [(begun, self.strategy.personal(order, _under(STRATEGY, begun.work.mine))) for begun in ready]
         jobs = [self._own_job(order, begun, own) for begun, own in wanted if own is not None]
-        if not jobs:
-            return {}
-        trained = self.cohort.train(order.weights, jobs, self._factor(order.round))
-        return {int(job.name): result.vector for job, result in zip(jobs, trained, strict=True) if not result.error}
+        return _vectors(jobs, self._trained(order, jobs))
 
     def _sent(self, order: Order, begun: Begun, job: Job, trained: Trained, personal: Tensor | None) -> Sent:
         """A trained client's answer, as it goes over the wire."""
@@ -213,7 +230,7 @@ class Site:
 
     def _before(self, order: Order, begun: Begun) -> float:
         """The mean loss of the order's weights over the client's training examples."""
-        self.frame.put(self.task, order.weights)
+        self._load(order.weights)
         state = self._state(begun.data, "train")
         return float(state["loss"] / state["weight"])
 
@@ -247,14 +264,19 @@ class Site:
             start = self._own_start(order, _under(STRATEGY, work.mine))
             begun = Begun(work, data, shard, self.steps(shard, epochs))
             jobs.append(self._made(begun, "fine-tune", order.round, start, Pull()))
-        trained = self.cohort.train(order.weights, jobs, self._factor(order.round)) if jobs else []
-        return {int(job.name): result.vector for job, result in zip(jobs, trained, strict=True) if not result.error}
+        return _vectors(jobs, self._trained(order, jobs))
 
     def _verdict(self, judged: Judged, model: str, client: int, data: Data, vector: Tensor) -> None:
-        self.frame.put(self.task, vector)
+        self._load(vector)
         state = self._state(data, "validation")
         metrics = self._metrics(data).compute(state)
         judged.merge(Judged({model: state}, [Verdict(client, model, len(data.splits["validation"]), metrics)]))
+
+    def _load(self, vector: Tensor) -> None:
+        """Gives the task that judges these weights [D], if it has not got them already."""
+        if self._loaded is not vector:
+            self.frame.put(self.task, vector)
+            self._loaded = vector
 
     def _state(self, data: Data, split: str) -> State:
         shard = data.shard()
@@ -263,6 +285,12 @@ class Site:
 
     def _metrics(self, data: Data) -> Metrics:
         return metrics_of(self.run.recipe, data.shard())
+
+
+def _vectors(jobs: Sequence[Job], trained: Sequence[Trained | Told]) -> dict[int, Tensor]:
+    """The weights [D] of the jobs that ended well, by client."""
+    pairs = zip(jobs, trained, strict=True)
+    return {int(job.name): one.vector for job, one in pairs if isinstance(one, Trained) and not one.error}
 
 
 def training_only(data: Data) -> Data:

@@ -140,7 +140,7 @@ class Cohort:
         population = self._restarted(members, rows, buffers)
         population.pull = _pulls(sorted_jobs)
         losses, steps, failed = self._run(population, members)
-        vectors = self._joined(rows, buffers) if buffers else rows
+        vectors = (self._joined(rows, buffers) if buffers else rows).cpu()
         trained: list[Trained | None] = [None] * len(jobs)
         for row, i in enumerate(order):
             error = f"training: the loss is not finite at step {failed[row]}" if row in failed else None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.config import parse_run
+from core.errors import DataError
 from core.pool import Done, LocalPool
 from federated.engine import PoolEngine
 from federated.federation import Federation
@@ -164,6 +165,45 @@ def test_a_client_that_raises_is_told_of_and_the_round_goes_on() -> None:
     first = next(r for r in records if r.get("split") == "train")
     assert first["clients"] == 4 and first["failed"] == 1
     assert bool(torch.isfinite(weights).all()) and not torch.equal(weights, found.first)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_client_whose_examples_cannot_be_read_in_the_middle_of_training_is_told_of(backend: str) -> None:
+    found = federation(backend=backend, rounds=1)
+    broken = next(found.schedule.plans()).jobs[0].client
+
+    class Unreadable:
+        def __init__(self, examples: Any) -> None:
+            self.examples, self.weight, self.is_costly = examples, examples.weight, False
+
+        def __len__(self) -> int:
+            return len(self.examples)
+
+        def addresses(self, seed: int, epoch: int | None) -> Any:
+            return self.examples.addresses(seed, epoch)
+
+        def take(self, addresses: Any) -> Any:
+            raise DataError("img_7.png: cannot be read")
+
+    class Breaking:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(found.clients, name)
+
+        def __len__(self) -> int:
+            return len(found.clients)
+
+        def data(self, client: int, seed: int) -> Any:
+            data = found.clients.data(client, seed)
+            if client != broken:
+                return data
+            return replace(data, splits={**data.splits, "train": Unreadable(data.splits["train"])})
+
+    breaking = replace(found, clients=Breaking())
+    records: list[dict[str, Any]] = []
+    weights = served(breaking, local(breaking), Watch(records.append))
+    (failed,) = [r for r in records if r.get("event") == "client_failed"]
+    assert failed["client"] == broken and failed["reason"] == "img_7.png: cannot be read"
+    assert not torch.equal(weights, found.first)
 
 
 def test_a_client_that_diverges_is_quarantined_and_named() -> None:
