@@ -1,5 +1,5 @@
 """A plain Flower app (`bench/peers/flower_app`: digits, 100 clients) on our engine beside `flwr run`: seconds of the
-whole command, for few rounds and for more. The SuperLink that `flwr run` starts is already up when its time is taken."""
+whole command, for few rounds and for more. The SuperLink that `flwr run` starts is up before its time is taken."""
 
 import contextlib
 import functools

@@ -77,7 +77,7 @@ def _set_environment(embedded: bool) -> None:
 def _shipped() -> dict[str, object]:
     """Our own packages, for a cluster on which Hanse is not installed, and the variables its workers need."""
     root = Path(__file__).parent.parent
-    packages = [str(root / name) for name in ("core", "cluster")]
+    packages = [str(root / name) for name in ("core", "cluster", "federated")]
     workers = {name: value for name, value in ENVIRONMENT.items() if name.startswith("RAY_TRAIN")}
     return {"py_modules": packages, "env_vars": workers}
 

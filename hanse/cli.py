@@ -5,6 +5,7 @@ Every verb imports its room only when it is called, so that help and the list of
 
 import difflib
 import errno
+import gc
 import sys
 import traceback
 from typing import Annotated, Any
@@ -225,7 +226,7 @@ def federate_trees(file: File, words: Words = None, json: Json = False, quiet: Q
 
 @federate.command("statistics")
 def federate_statistics(file: File, words: Words = None, json: Json = False) -> int:
-    """Describe the columns of a table whose rows stay with their clients.
+    """Describe the columns of a table that lies with clients.
 
     \b
     hanse federate statistics configs/federate/trees.yaml                 FILE: that of any federation of a table
@@ -342,6 +343,7 @@ app.add_typer(config, name="config")
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 2 config, 3 data, 4 resources, 5 a worker failed, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    gc.set_threshold(20_000, 50, 50)  # torch's import makes a million objects that stay: a fifth of it was collecting
     try:
         return int(app(words, prog_name="hanse", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,16 +1,16 @@
 """What a client judged, as Flower's records, and back: metric states, which add, and its own numbers."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from core.metrics import Metrics, State
 from federated.flower.messages import ARRAYS, METRICS, WEIGHT, Malformed, read_tensors, weights_record
 from federated.site import Judged, Verdict
 
 NUMBERS = {"shared": "", "personal": "personal."}  # what stands before the names of a model's numbers
-Shape = tuple[int, ...]
 
 
 def judged_record(judged: Judged) -> RecordDict:
@@ -27,29 +27,31 @@ def judged_record(judged: Judged) -> RecordDict:
     return RecordDict({ARRAYS: weights_record(states), METRICS: MetricRecord(dict(numbers))})
 
 
-def read_judged(message: Message, client: int, shapes: Mapping[str, Shape]) -> Judged | None:
-    """None for a message that is not what `judged_record` makes, or holds numbers that are not finite."""
+def read_judged(message: Message, client: int, metrics: Metrics) -> Judged | None:
+    """None for a message that is not what `judged_record` makes, or holds numbers that are not finite.
+
+    A client's metrics follow from its states: what it says of them is not read.
+    """
     if message.has_error() or not message.has_content():
         return None
     arrays, numbers = message.content.get(ARRAYS), message.content.get(METRICS)
     if not isinstance(arrays, ArrayRecord) or not isinstance(numbers, MetricRecord):
         return None
-    judged = Judged()
+    judged, shapes = Judged(), metrics.shapes()
     models = {model: before for model, before in NUMBERS.items() if before + WEIGHT in numbers}
     wanted = {f"{model}.{name}": (shape, torch.float64) for model in models for name, shape in shapes.items()}
     try:
         states = read_tensors(arrays, wanted)
     except Malformed:
         return None
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in states.values()):
-        return None
     for model, before in models.items():
-        judged.states[model] = {name: states[f"{model}.{name}"] for name in shapes}
-        plain = {name.removeprefix(before): v for name, v in numbers.items() if name.startswith(before)}
-        own: dict[str, Any] = {name: v for name, v in plain.items() if "." not in name}
-        examples = own.pop(WEIGHT)
-        metrics = {name: float(value) for name, value in own.items() if isinstance(value, int | float)}
-        if not isinstance(examples, int) or examples < 0:
+        state, examples = {name: states[f"{model}.{name}"] for name in shapes}, numbers[before + WEIGHT]
+        found = metrics.compute(state)
+        if not isinstance(examples, int) or examples < 0 or not _are_finite(state, found):
             return None
-        judged.verdicts.append(Verdict(client, model, examples, metrics))
+        judged.merge(Judged({model: state}, [Verdict(client, model, examples, found)]))
     return judged
+
+
+def _are_finite(state: State, found: Mapping[str, float]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in state.values()) and all(map(math.isfinite, found.values()))

@@ -20,7 +20,7 @@ from core.randomness import seed_of
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
-from federated.flower.messages import ARRAYS, CONFIG, ROUND, Fault, Malformed, read_reply, read_weights
+from federated.flower.messages import ARRAYS, CONFIG, METRICS, ROUND, Fault, Malformed, read_reply, read_weights
 from federated.flower.remote import ANSWER_S, replies
 from federated.inspection import Expected, shapes
 from federated.intake import Told
@@ -146,13 +146,14 @@ class Overseen(Grid):
     def _judged(self, round: int, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """A client that holds nothing out has nothing to say."""
         judged, good = Judged(), list[Message]()
-        wanted = metrics_for(self.federation).shapes()
+        metrics = metrics_for(self.federation)
         for client, message in self._asked(messages, timeout).items():
-            found = None if message is None else read_judged(message, client, wanted)
+            found = None if message is None else read_judged(message, client, metrics)
             judged.merge(found or Judged(failed=[Told(client, fault="no good answer to the evaluation")]))
             if message is not None and found is not None and found.verdicts:
                 good.append(message)
         self.evaluation |= tell(self.federation, judged, round, self.watch.report)
+        _leave_common(good)
         return good
 
     def _tell(self, number: int, told: Sequence[Told], seconds: float) -> None:
@@ -185,6 +186,14 @@ def _round_of(messages: Sequence[Message]) -> int:
     return number if isinstance(number, int) else 0
 
 
+def _leave_common(replies: Sequence[Message]) -> None:
+    """Leaves the metrics that all of them have, as strategies demand: some have no AUC, for want of a second class."""
+    common = set.intersection(*(set(reply.content[METRICS]) for reply in replies)) if replies else set()
+    for reply in replies:
+        own = reply.content.metric_records[METRICS]
+        reply.content[METRICS] = MetricRecord({name: value for name, value in own.items() if name in common})
+
+
 def _readable(content: RecordDict) -> RecordDict:
     """The same content with arrays that our ClientApp takes."""
     arrays = content.get(ARRAYS)
@@ -197,4 +206,5 @@ def _in_float32(arrays: ArrayRecord) -> ArrayRecord:
     """Flower's adaptive strategies come to float64, in which no client trains."""
     if all(array.dtype == "float32" for array in arrays.values()):
         return arrays
-    return ArrayRecord({name: Array(array.numpy().astype(np.float32)) for name, array in arrays.items()})
+    with np.errstate(over="ignore"):  # what is infinite is refused in `take`
+        return ArrayRecord({name: Array(array.numpy().astype(np.float32)) for name, array in arrays.items()})

@@ -55,7 +55,7 @@ class GridEngine:
             judged = Judged()
             for work in chunk:
                 message = answers[work.client]
-                found = None if message is None else read_judged(message, work.client, metrics.shapes())
+                found = None if message is None else read_judged(message, work.client, metrics)
                 judged.merge(found or Judged(failed=[Told(work.client, fault="no good answer to the evaluation")]))
             yield number, judged
 

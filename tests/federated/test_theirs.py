@@ -1,13 +1,16 @@
 """Flower's own strategies over a recipe: the numbers of ours where they are the same algorithm, and clear refusals."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from core.config import parse_run, read_overrides
@@ -17,8 +20,10 @@ from core.storage.store import RunDirectory
 from federated import support
 from federated.federation import Federation
 from federated.flower import theirs
+from federated.flower.judged_record import judged_record
 from federated.run import FederateRun
 from federated.server import Watch
+from federated.site import Judged, Verdict
 from federated.strategies import Theirs
 from hanse.console import Console
 from hanse.federate import parse_federate, replay, simulate
@@ -156,7 +161,9 @@ def test_a_reply_that_is_not_good_is_named_and_left_out(tmp_path: Path) -> None:
     assert record["clients"] == 6 and record["failed"] == 2
 
 
-def test_replies_reach_the_strategy_in_the_order_of_the_models_names(tmp_path: Path) -> None:
+def test_replies_reach_the_strategy_in_the_order_of_the_models_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def shuffled(message: Message, reply: Message) -> list[Message]:
         arrays = reply.content.get("arrays")
         if message.metadata.message_type == "train" and isinstance(arrays, ArrayRecord):
@@ -165,6 +172,7 @@ def test_replies_reach_the_strategy_in_the_order_of_the_models_names(tmp_path: P
 
     strategy = flowers("QFedAvg", client_learning_rate=0.1, train_loss_key="loss")  # goes by places, not by names
     a, b = federation(strategy=strategy), federation(strategy=strategy)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # this strategy does so for every reply
     one, other = Ran(a, tmp_path / "a", FakeGrid(a)), Ran(b, tmp_path / "b", FakeGrid(b, shuffled))
     assert torch.equal(one.weights, other.weights)
 
@@ -202,12 +210,6 @@ def test_a_run_that_is_stopped_says_after_which_round(tmp_path: Path) -> None:
     assert ran.summary == {"ended": "stopped", "rounds": 2}
 
 
-def test_a_model_that_diverges_ends_the_run_with_one_line(tmp_path: Path) -> None:
-    found = federation(strategy=flowers("FedAvgM", server_learning_rate=1e38, server_momentum=0.0), rounds=3)
-    with pytest.raises(WorkerError, match="model is not finite after round"):
-        Ran(found, tmp_path)
-
-
 class Broken(FedAvg):
     """Fails in round 2."""
 
@@ -231,6 +233,19 @@ def own(monkeypatch: pytest.MonkeyPatch, name: str) -> str:
     return f"{__name__}:{name}"
 
 
+class Diverging(FedAvg):
+    """Comes to numbers that float32 does not have."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return ArrayRecord({n: Array(np.full(a.shape, 1e300**server_round)) for n, a in arrays.items()}), metrics
+
+
+def test_a_model_that_diverges_ends_the_run_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WorkerError, match="the model is not finite after round 1; lower"):
+        Ran(federation(strategy=flowers(own(monkeypatch, "Diverging"))), tmp_path)
+
+
 def test_a_strategy_that_raises_is_one_line_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorkerError) as error:
         Ran(federation(strategy=flowers(own(monkeypatch, "Broken"))), tmp_path)
@@ -240,7 +255,7 @@ def test_a_strategy_that_raises_is_one_line_with_its_place(tmp_path: Path, monke
 
 
 def test_a_strategy_that_gives_other_arrays_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WorkerError, match="after round 1 its arrays are not those of the model: .* is missing"):
+    with pytest.raises(WorkerError, match=r"after round 1 its arrays are not those of the model: .* is missing"):
         Ran(federation(strategy=flowers(own(monkeypatch, "Renaming"))), tmp_path)
 
 
@@ -250,7 +265,6 @@ def test_a_strategy_that_gives_other_arrays_is_one_line(tmp_path: Path, monkeypa
         ("FedMedain", {}, r"strategy.name: there is no strategy 'FedMedain' .*; did you mean 'FedMedian'\?"),
         ("Strategy", {}, "strategy.name: there is no strategy 'Strategy'"),
         ("FedAvg", {"fraction_trian": 0.5}, r"arguments.fraction_trian: .* did you mean 'fraction_train'\?"),
-        ("Bulyan", {"num_malicious_nodes": "two"}, None),
         ("FedAvg", {"min_available_nodes": 9}, "min_available_nodes: FedAvg would wait for 9 nodes and there are 8"),
         ("FedXgbBagging", {}, "FedXgbBagging does not go with a recipe: it joins trees"),
         ("DifferentialPrivacyServerSideFixedClipping", {}, "it wraps another strategy"),
@@ -259,15 +273,13 @@ def test_a_strategy_that_gives_other_arrays_is_one_line(tmp_path: Path, monkeypa
     ],
 )
 def test_a_strategy_that_cannot_be_is_refused_with_one_line(name: str, arguments: dict[str, Any], said: str) -> None:
-    if said is None:
-        return
     with pytest.raises(ConfigError, match=said) as error:
         theirs.strategy_of(Theirs(name=name, arguments=arguments), 8)
     assert "\n" not in str(error.value)
 
 
 def test_arguments_that_a_strategy_refuses_are_a_mistake_in_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="strategy.arguments: .*Picky cannot be made of them: ValueError: too small"):
+    with pytest.raises(ConfigError, match=r"strategy.arguments: .*Picky cannot be made of them: ValueError: too small"):
         theirs.strategy_of(Theirs(name=own(monkeypatch, "Picky"), arguments={"fraction_train": 0.1}), 8)
 
 
@@ -321,12 +333,6 @@ def _metrics(where: Path) -> list[dict[str, Any]]:
 
 
 def test_flower_averages_what_clients_judge() -> None:
-    from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-
-    from federated.flower.judged_record import judged_record
-    from federated.site import Judged, Verdict
-
     verdicts = [Verdict(0, "shared", 10, {"loss": 1.0}), Verdict(1, "shared", 30, {"loss": 2.0})]
     records = [judged_record(Judged(verdicts=[verdict])) for verdict in verdicts]
     assert dict(aggregate_metricrecords(records, "num-examples")) == {"loss": 1.75}
-    assert isinstance(records[0]["metrics"], MetricRecord) and not isinstance(records[0]["metrics"], ConfigRecord)

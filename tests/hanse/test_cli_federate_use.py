@@ -98,12 +98,12 @@ def test_a_partition_that_cannot_be_is_one_line(
 @pytest.mark.parametrize(
     "words",
     [
-        [],
+        ["transforms=[{kind: int8}]", "checkpoint_every=3"],
         ["strategy.kind=scaffold", "transforms=[{kind: top_k}]"],
         ["strategy={kind: fedbuff, buffer: 2, concurrency: 3}", "cohort=null", "devices={}"],
         ["strategy.kind=median", "attack={kind: alie, share: 0.5}", "schedule.kind=cosine"],
     ],
-    ids=["fedavg", "scaffold", "fedbuff", "median"],
+    ids=["int8", "scaffold", "fedbuff", "median"],
 )
 def test_every_clients_work_is_done_again_to_the_last_bit(
     words: list[str], file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
