@@ -73,7 +73,7 @@ def _typer(description: str) -> typer.Typer:
 
 
 app = _typer("Train models where the data and the machines are.\n\nhanse VERB FILE key=value ...")
-federate = _typer("Clients that keep their data: simulate, partition, trees, statistics.")
+federate = _typer("Clients with data: simulate, partition, trees, statistics.")
 runs = _typer("The runs kept here: list, show, compare, replay, remove.")
 config = _typer("Config files: schema, show, validate.")
 

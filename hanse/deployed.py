@@ -80,11 +80,13 @@ def serve(
 
 def absolute(run: FederateRun) -> FederateRun:
     """The same with paths that mean the same in every process."""
-    data, init = run.recipe.data, run.init
+    data, devices, init = run.recipe.data, run.devices, run.init
     if not data.path.startswith("bundled:"):
         data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
+    if devices and devices.trace:
+        devices = dataclasses.replace(devices, trace=str(Path(devices.trace).expanduser().resolve()))
     init = str(Path(init).resolve()) if init else None
-    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data), init=init)
+    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data), devices=devices, init=init)
 
 
 def _last_round(directory: RunDirectory) -> int:

@@ -7,10 +7,12 @@
 the peers and is checked on `cifar-cnn-nodrop`. `--workers 0` is this process.
 """
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])  # for workers
 
 from workloads import MODELS, WORKLOADS, Workload, client_data, cohort, initial_model, report  # isort: skip
 
@@ -172,4 +174,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    from bench.peers.fl_hanse import main as imported  # workers find its classes by this name
+
+    imported()

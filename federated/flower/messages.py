@@ -8,6 +8,7 @@ it: a header from outside is never parsed, nothing is allocated because of it, a
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +29,8 @@ WEIGHT, ROUND = "num-examples", "server-round"  # Flower's names for these numbe
 STYPE = "numpy.ndarray"  # what Flower calls the bytes of np.save
 MOST_METRICS = 64  # a client's numbers are kept for the whole run
 Config = dict[str, str | int | float | bool]
+
+_RAISED = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>:<'(.*)'>")  # how Flower writes an exception of a ClientApp
 
 
 class Malformed(DataError):
@@ -241,5 +244,7 @@ def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 def _reason(error: Error) -> str:
     """The last line of what went wrong at the client: of a traceback, the error itself."""
     last = (str(error.reason or "").strip().splitlines() or ["no reason given"])[-1]
+    if raised := _RAISED.fullmatch(last):
+        last = f"{raised[1]}: {raised[2]}"
     printable = "".join(character if character.isprintable() else "?" for character in last[:200])
     return f"client failed with error {short(error.code)}: {printable}"

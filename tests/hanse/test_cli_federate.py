@@ -14,6 +14,8 @@ import hanse
 from core.errors import ConfigError
 from core.storage.store import RunDirectory, runs_root
 from hanse.cli import main
+from hanse.deployed import absolute
+from hanse.federate import parse_federate
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs/federate").glob("*.yaml") if "trees" not in path.stem)
@@ -280,6 +282,19 @@ def test_what_is_missing_is_said_before_anything_is_written(
 def test_a_federation_needs_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate() == 2
     assert "name a config file, or a Flower app with --app DIR" in capsys.readouterr().err
+
+
+def test_a_deployment_is_told_paths_that_mean_the_same_in_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mapping = {"data": {"kind": "table", "path": "a.csv"}, "model": {"kind": "mlp"}, "init": "old/model"}
+    words = {"devices.availability": "trace", "devices.trace": "b.csv"}
+    run = absolute(parse_federate(mapping, words))
+    assert run.recipe.data.path == str(tmp_path / "a.csv") and run.init == str(tmp_path / "old/model")
+    assert run.devices is not None and run.devices.trace == str(tmp_path / "b.csv")
+    bundled = parse_federate(mapping, {"data.path": "bundled:wine", "init": None})
+    assert absolute(bundled) == bundled
 
 
 # --- from Python ---------------------------------------------------------------------------------------------------

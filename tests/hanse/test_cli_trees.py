@@ -15,7 +15,7 @@ import pytest
 from core.data import Preprocess, Table, load, open_with
 from core.data.sources.bundled import read_table
 from core.storage.store import RunDirectory, runs_root
-from federated.trees import client_app
+from federated.trees import client_app, simulate
 from federated.trees.booster import predict
 from federated.trees.simulate import simulate_trees
 from hanse.cli import main
@@ -88,6 +88,15 @@ def test_the_command_grows_the_forest_of_the_function_and_records_its_rounds(mod
     assert all(record["bytes_up"] > 0 and record["bytes_down"] > 0 for record in trained)
 
 
+def test_the_order_in_which_clients_reply_changes_nothing(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trees(file, "--quiet") == 0
+    found = summary(runs_root() / "latest")["model_sha256"]
+    ask = simulate.PoolGrid.send_and_receive
+    monkeypatch.setattr(simulate.PoolGrid, "send_and_receive", lambda *words, **more: ask(*words, **more)[::-1])
+    assert trees(file, "--quiet") == 0
+    assert summary(runs_root() / "latest")["model_sha256"] == found
+
+
 def test_trees_leave_everything_in_their_directory(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert trees(file) == 0
     said = capsys.readouterr().out
@@ -158,8 +167,9 @@ def test_lists_and_pages_of_runs_cope_with_trees(file: str, capsys: pytest.Captu
     assert "2 rounds" in said and "3 rounds" in said and "test accuracy" in said
     assert "metrics.jsonl  model" in said and "hanse evaluate" not in said
     names = [path.name for path in sorted(runs_root().iterdir()) if not path.is_symlink()]
-    assert main(["runs", "compare", *names]) == 0
-    assert "trees.rounds" in capsys.readouterr().out
+    page = runs_root().parent / "page.html"
+    assert main(["runs", "compare", *names, f"out={page}"]) == 0
+    assert "trees.rounds" in capsys.readouterr().out and "2 federations" in Checked(page.read_text()).text
     assert main(["evaluate", "latest"]) == 3
     assert "model/booster.json" in capsys.readouterr().err
 
