@@ -21,7 +21,8 @@ from core.pool import Done, Failure, require_open
 POLL_S = 0.2  # how soon a change of the pool's size is noticed while every worker is busy
 GRACE_S = 0.2  # for items that a canceled run leaves behind to end by themselves, before their workers are replaced
 DEPTH = 4  # items a worker has at most: more bring no more items a second
-AHEAD_S = 0.01  # a worker gets an item ahead only while those it has take less: behind a long one it would only wait
+AHEAD_S = 0.01  # a worker gets more than one item ahead only while those it has take less
+PLENTY = 2  # items for each worker that still wait: then one ahead costs nothing, whatever it takes
 RECENT = 16  # results whose longest stands for an item that has never run
 STRIKES = 2  # deaths in a row while the same item was executed
 FAILED_STARTS = 3  # a worker, none of them good, before the run gives up
@@ -78,17 +79,22 @@ class Run:
             for member in self.joined:
                 if not self.waiting:
                     return
-                if len(member.queue) == depth and member not in self.deaths and (not depth or self._is_short(member)):
+                if len(member.queue) == depth and member not in self.deaths and self._has_room(member, depth):
                     self._submit(member, self.waiting.popleft())
 
-    def _is_short(self, member: Member) -> bool:
-        """Whether a worker will be done with what it has in no time. Near the end nothing is given ahead: it would wait
-        while another worker has nothing to do."""
+    def _has_room(self, member: Member, depth: int) -> bool:
+        """Whether a worker that has `depth` items gets one more. One that has none does; else, while there is plenty
+        for all, one ahead, and more if it will be done with what it has in no time. Near the end nothing is given
+        ahead: it would wait while another worker has nothing to do."""
+        if not depth:
+            return True
         keys = list(member.queue.values())
         if len(self.waiting) < len(self.joined) or member in self.stale.values():
             return False
         if not self.suspects.isdisjoint([*keys, self.waiting[0]]):
             return False
+        if depth == 1 and len(self.waiting) >= PLENTY * len(self.joined):
+            return True
         unknown = max(self.recent) if len(self.recent) == RECENT else AHEAD_S
         return sum(self.pool.times.of(key) or unknown for key in keys) < AHEAD_S
 

@@ -6,6 +6,7 @@ What a client keeps from round to round lies in its Context's state and never le
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -15,7 +16,8 @@ from core.errors import WorkerError
 from core.storage.artifact import read_weights
 from federated.exchange import Order, Vectors
 from federated.federation import Federation
-from federated.flower.app_config import run_of
+from federated.flower import own_data
+from federated.flower.app_config import CONFIG, OWN_DATA, run_of
 from federated.flower.judged_record import judged_record
 from federated.flower.messages import METRICS, Instruction, read_order, reply_record, weights_record
 from federated.intake import Work
@@ -23,6 +25,7 @@ from federated.site import Site
 from federated.strategies.theirs import PROXIMAL
 
 KEPT = "kept"  # the record of what a client keeps
+CLIENT = "partition-id"  # in a node's config: the client's number
 
 
 def client_app(site_of: Callable[[Context], Site]) -> ClientApp:
@@ -31,8 +34,12 @@ def client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
     @app.query()
     def who(message: Message, context: Context) -> Message:
-        """Which client this is."""
-        return Message(RecordDict({METRICS: MetricRecord({"client": _client(context)})}), reply_to=message)
+        """Which client this is, and of one with its own data how many examples it has: nobody else knows."""
+        client, sizes = _client(context), dict[str, int]()
+        if context.run_config.get(OWN_DATA):
+            clients = site_of(context).setting.clients
+            sizes = {"examples": int(clients.sizes[client]), "held-out": int(clients.held_out_sizes[client])}
+        return Message(RecordDict({METRICS: MetricRecord({"client": client, **sizes})}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -72,7 +79,7 @@ def _order(told: Instruction) -> Order:
 
 
 def _client(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+    return int(context.node_config[CLIENT])
 
 
 def _kept(context: Context) -> Vectors:
@@ -82,12 +89,20 @@ def _kept(context: Context) -> Vectors:
     return dict(record.to_torch_state_dict())
 
 
+def _site(context: Context) -> Site:
+    config, node = str(context.run_config[CONFIG]), tuple(sorted(context.node_config.items()))
+    return _made(config, context.run_id, node if context.run_config.get(OWN_DATA) else None)
+
+
 @lru_cache(maxsize=1)
-def _site(config: str, run_id: int) -> Site:
-    """One a process: a simulation asks many clients of one run."""
+def _made(config: str, run_id: int, node: tuple[tuple[str, Any], ...] | None) -> Site:
+    """One a process: a simulation asks many clients of one run. `node`: the config of one that reads its own data."""
     run = run_of(config)
+    if node is not None:
+        told = dict(node)
+        return Site(own_data.on_node(run, told, int(told[CLIENT])).setting)
     weights = read_weights(run.init) if run.init and run.recipe.freeze else None  # else every order holds all of them
     return Site(Federation.of(run, weights).setting)
 
 
-app = client_app(lambda context: _site(str(context.run_config["config"]), context.run_id))
+app = client_app(_site)

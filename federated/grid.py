@@ -181,10 +181,10 @@ class PoolGrid(Grid):
         entries = [self._inbox.get()]
         while not self._inbox.empty():
             entries.append(self._inbox.get())
+        self._posts = [entry for entry in entries if isinstance(entry, Post)]  # first: a report may raise
         for entry in entries:
             if isinstance(entry, dict):
                 self._report(entry)
-        self._posts = [entry for entry in entries if isinstance(entry, Post)]
         if self._posts:
             self._answer(self._posts)
         return None in entries

@@ -90,7 +90,7 @@ class Server:
                 evaluation = judge(self.federation, self.engine, order, self.keeping, self.watch.report)
             if self.checkpoints and self._is_due(self.run.checkpoint_every):
                 self._save()
-        done = self.state.round == self.run.rounds
+        done = self.state.round >= self.run.rounds
         if not done and self.checkpoints and self.saved < self.state.round:
             self._save()
         return Served(self.state.weights, self.state.round, "done" if done else "stopped", simulated_s, evaluation)
@@ -199,7 +199,10 @@ class Server:
         record: Record = {"round": plan.round, "rounds": self.run.rounds, "split": "train"}
         if examples:
             record["loss"] = sum(one.loss * one.examples for one in good) / examples
-        record |= {"clients": total.count, "failed": len(told) - len(good) + len(plan.lost)}
+        late = sum(one.reason == "too late" for one in plan.lost)
+        record |= {"clients": total.count, "failed": len(told) - len(good) + len(plan.lost) - late}
+        if late:
+            record["late"] = late
         record["bytes_up"] = sum(one.bytes_up for one in told)
         record["bytes_down"] = self.federation.bytes_down * (len(plan.jobs) + len(plan.lost))
         if self.run.devices is not None:

@@ -11,13 +11,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from core.config import dump_run, to_yaml
 from core.errors import ConfigError
-from core.execute import Summary
 from core.storage.artifact import read_weights
 from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory, is_run, read_run, runs_root
 from federated.federation import Federation
-from federated.flower import theirs
-from federated.flower.app_config import CONFIG, JOINED, RUN_DIR, run_of
+from federated.flower import own_data, theirs
+from federated.flower.app_config import CONFIG, JOINED, OWN_DATA, RUN_DIR, run_of
 from federated.flower.remote import GridEngine, nodes_of
 from federated.run import FederateRun
 from federated.serve import serve
@@ -36,17 +35,21 @@ def main(grid: Grid, context: Context) -> None:
     """
     run = run_of(str(context.run_config[CONFIG]))
     with _directory(run, context.run_config) as directory:
-        federation = Federation.of(run, read_weights(run.init) if run.init else None)
-        summary = _served(federation, grid, context.run_id, directory)
+        if context.run_config.get(OWN_DATA):
+            nodes = nodes_of(grid, own_data.clients_of(run))
+            sizes = {client: (node.examples, node.held_out) for client, node in nodes.items()}
+            federation = own_data.on_server(run, sizes)
+        else:
+            federation = Federation.of(run, read_weights(run.init) if run.init else None)
+            nodes = nodes_of(grid, len(federation.clients))
+        watch = Watch(directory.record, StopRequest(directory.logs))
+        if isinstance(run.strategy, Theirs):
+            places = {client: node.id for client, node in nodes.items()}
+            summary = theirs.serve(federation, grid, places, directory, watch)
+        else:
+            summary = serve(federation, GridEngine(federation, grid, context.run_id, nodes=nodes), directory, watch)
         if summary["ended"] == "done":
             directory.summary(summary)
-
-
-def _served(federation: Federation, grid: Grid, run_id: int, directory: RunDirectory) -> Summary:
-    watch = Watch(directory.record, StopRequest(directory.logs))
-    if isinstance(federation.run.strategy, Theirs):
-        return theirs.serve(federation, grid, nodes_of(grid, len(federation.clients)), directory, watch)
-    return serve(federation, GridEngine(federation, grid, run_id), directory, watch)
 
 
 @contextmanager

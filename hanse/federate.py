@@ -45,6 +45,8 @@ def parse_federate(config: Config, overrides: Mapping[str, Any]) -> FederateRun:
     mapping = dict(config) if isinstance(config, Mapping) else read(config)
     if not isinstance(config, Mapping):
         mapping.setdefault("name", Path(config).stem)
+    if "trees" in mapping:
+        raise ConfigError("trees: this file grows trees; use `hanse federate trees`")
     run = parse_run(FederateRun, apply(mapping, overrides))
     support.check(run)
     return run

@@ -5,6 +5,7 @@ from federated import support
 from federated.run import FederateRun
 
 CONFIG, RUN_DIR = "config", "run-dir"
+OWN_DATA = "own-data"  # whether each node reads its own files: `own_data.py`
 JOINED = "run-dir-is-held"  # by the process that started this deployment, which made it
 
 

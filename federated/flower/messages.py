@@ -119,7 +119,7 @@ def read_reply(message: Message, expected: Expected, client: int | None = None) 
     transforms are undone: see `federated.inspection.Ledger`, `federated.transforms.chain.decode`.
     """
     if message.has_error():
-        return Fault(_reason(message.error), client)
+        return Fault(reason(message.error), client)
     if not message.has_content():
         return Fault("message has neither content nor error", client)
     try:
@@ -241,7 +241,7 @@ def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _reason(error: Error) -> str:
+def reason(error: Error) -> str:
     """The last line of what went wrong at the client: of a traceback, the error itself."""
     last = (str(error.reason or "").strip().splitlines() or ["no reason given"])[-1]
     if raised := _RAISED.fullmatch(last):

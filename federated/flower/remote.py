@@ -6,6 +6,7 @@ the same. Only a timeout can make a difference: a client that does not answer in
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
@@ -16,14 +17,15 @@ from federated.engine import Chunks
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
-from federated.flower.messages import METRICS, Fault, order_record, read_reply
+from federated.flower.messages import METRICS, Fault, order_record, read_reply, reason
 from federated.inspection import Expected, Ledger
 from federated.intake import Intake, Partial, Sent, Told
 from federated.judging import metrics_for
 from federated.site import Judged
 from federated.transforms.chain import sent as sent_shapes
 
-CLIENT = "client"
+CLIENT, SIZES = "client", ("examples", "held-out")  # what a node says of itself
+MOST = 1 << 53  # beyond it float64 cannot count
 ASK_S = 0.2  # between two looks for replies
 ANSWER_S = 3600.0  # how long an answer is waited for
 
@@ -31,13 +33,21 @@ ANSWER_S = 3600.0  # how long an answer is waited for
 class GridEngine:
     """Clients behind a Grid. Every node is one client: the number that its node config calls `partition-id`."""
 
-    def __init__(self, federation: Federation, grid: Grid, run_id: int, timeout_s: float = ANSWER_S) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        grid: Grid,
+        run_id: int,
+        timeout_s: float = ANSWER_S,
+        nodes: "dict[int, Node] | None" = None,
+    ) -> None:
+        """`nodes`: the node of each client, which is asked for where it is not known."""
         self.federation, self.grid, self.run_id, self.timeout_s = federation, grid, run_id, timeout_s
         frame, expected = federation.frame, federation.expected
         self.intake = Intake(federation.run, frame, expected)
         payload = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in expected.vectors.items()}
         self.sent = Expected(sent_shapes(federation.run.transforms, payload, frame), max_weight=expected.max_weight)
-        self.nodes = nodes_of(grid, len(federation.clients), timeout_s)
+        self.nodes = nodes or nodes_of(grid, len(federation.clients), timeout_s)
 
     def train(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Partial]]:
         answers = self._ask(order, chunks, MessageType.TRAIN)
@@ -63,7 +73,7 @@ class GridEngine:
         """Each client's answer; None if it did not come in time."""
         content = order_record(order, self.federation.frame, self.run_id)
         clients = [work.client for chunk in chunks.values() for work in chunk]
-        nodes = {self.nodes[client]: client for client in clients}
+        nodes = {self.nodes[client].id: client for client in clients}
         messages = [Message(content, node, kind, group_id=str(order.round)) for node in nodes]
         found: dict[int, Message | None] = dict.fromkeys(clients)
         for reply in replies(self.grid, messages, self.timeout_s):
@@ -103,21 +113,32 @@ def replies(grid: Grid, messages: list[Message], timeout_s: float) -> Iterator[M
             time.sleep(ASK_S)
 
 
-def nodes_of(grid: Grid, clients: int, timeout_s: float = ANSWER_S) -> dict[int, int]:
+@dataclass(frozen=True)
+class Node:
+    """Who answers for a client: Flower's number of the node, and how many examples it has, where it was asked."""
+
+    id: int
+    examples: int = 0
+    held_out: int = 0
+
+
+def nodes_of(grid: Grid, clients: int, timeout_s: float = ANSWER_S) -> dict[int, Node]:
     """The node of each client. Raises WorkerError if one is missing or two say they are the same."""
     messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in grid.get_node_ids()]
-    found: dict[int, int] = {}
+    found, faults = dict[int, Node](), list[str]()
     for reply in replies(grid, messages, timeout_s):
         record = reply.content.get(METRICS) if reply.has_content() else None
-        client = record.get(CLIENT) if isinstance(record, MetricRecord) else None
-        if isinstance(client, int):
-            if client in found:
-                raise WorkerError(f"federation: two nodes say they are client {client}; start each with its own")
-            found[client] = reply.metadata.src_node_id
+        told = [record.get(name, 0) for name in (CLIENT, *SIZES)] if isinstance(record, MetricRecord) else []
+        numbers = [number for number in told if isinstance(number, int) and 0 <= number < MOST]
+        if len(numbers) != 1 + len(SIZES):
+            faults.append(reason(reply.error) if reply.has_error() else "something else than which client it is")
+            continue
+        client, *sizes = numbers
+        if client in found:
+            raise WorkerError(f"federation: two nodes say they are client {client}; start each with its own")
+        found[client] = Node(reply.metadata.src_node_id, *sizes)
     missing = [client for client in range(clients) if client not in found]
     if missing:
-        raise WorkerError(
-            f"federation: {len(missing)} clients have no node, the first is client {missing[0]}; start a SuperNode "
-            "with --node-config 'partition-id=N' for each"
-        )
-    return found
+        why = f"one said: {faults[0]}" if faults else "start a SuperNode with --node-config 'partition-id=N' for each"
+        raise WorkerError(f"federation: {len(missing)} clients have no node, the first is client {missing[0]}; {why}")
+    return {client: found[client] for client in range(clients)}

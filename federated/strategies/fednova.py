@@ -86,8 +86,8 @@ def require_sgd(kind: str, momentum: float, optimizer: Any) -> None:
             "another strategy"
         )
     if optimizer.nesterov:
-        raise ConfigError(f"optimizer.nesterov must be false with {kind}, got true")
+        raise ConfigError(f"optimizer.nesterov: must be false with {kind}, got true")
     if optimizer.momentum != momentum:
         raise ConfigError(
-            f"strategy.momentum must be that of the clients' optimizer, {optimizer.momentum}, got {momentum}"
+            f"strategy.momentum: must be that of the clients' optimizer, {optimizer.momentum}, got {momentum}"
         )

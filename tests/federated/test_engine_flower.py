@@ -145,26 +145,17 @@ def failing(made: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.slow
-def test_a_strategy_of_flowers_comes_to_the_same_weights_on_a_deployment(
-    tmp_path: Path, on_flower: Callable[..., dict[str, Any]]
-) -> None:
-    strategy = {"kind": "flower", "name": "FedAdam", "arguments": {"fraction_train": 0.5, "min_train_nodes": 1}}
-    there, here = on_flower(tmp_path / "there", strategy=strategy), simulated(tmp_path / "here", strategy=strategy)
-    assert there["weights_sha256"] == here["weights_sha256"]
-
-
-@pytest.mark.slow
-def test_an_app_that_was_written_for_flower_keeps_its_run_where_the_server_says(
+def test_an_app_with_a_strategy_of_flowers_makes_its_run_where_the_server_keeps_them(
     tmp_path: Path, here: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = write_app(tmp_path / "app", digits(clients=2), {"run-dir": ""})
+    strategy = {"kind": "flower", "name": "FedAdam", "arguments": {"fraction_train": 0.5, "min_train_nodes": 1}}
+    app = write_app(tmp_path / "app", digits(clients=2, strategy=strategy), {"run-dir": ""})
     here.run(app)
-    (there,) = list_runs(here.directory.parent / "runs")
+    there = only_run(here.directory.parent / "runs")
     assert there.status == "done" and there.summary()["rounds"] == 1
     monkeypatch.setenv("HANSE_RUNS", str(tmp_path / "runs"))
-    simulate_app(app, LocalPool(), 2, {}, lambda record: None)
-    (run,) = list_runs(tmp_path / "runs")
-    ours, theirs = read_weights(run.path / "model"), read_weights(there.path / "model")
+    run_app(app, clients=2)
+    ours, theirs = (read_weights(run.path / "model") for run in (only_run(tmp_path / "runs"), there))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-6)
 
@@ -176,15 +167,17 @@ def test_ctrl_c_ends_a_deployment_after_its_round_and_the_run_can_go_on(tmp_path
     words = ["federate", "simulate", str(file), f"run_dir={where}", "engine=flower", "rounds=50", "--json"]
     process = subprocess.Popen([sys.executable, "-m", "hanse", *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    next(line for line in process.stdout if json.loads(line).get("split") == "train")
+    next(line for line in process.stdout if json.loads(line).get("split") == "train")  # round 1
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 6
     os.kill(process.pid, signal.SIGINT)
-    said = process.stdout.read().splitlines()
-    assert process.wait() == 130
+    said, _ = process.communicate()
+    assert process.returncode == 130
     assert psutil.wait_procs(family, timeout=20)[1] == []
     run = read_run(where)
-    rounds = json.loads(said[-1])["rounds"]
+    rounds = next(record["summary"] for record in map(json.loads, said.splitlines()) if record["event"] == "end")[
+        "rounds"
+    ]
     assert run.status == "stopped" and 1 <= rounds < 50
     summary = simulated(where, resume=True, rounds=rounds + 1)
     assert summary["rounds"] == rounds + 1
@@ -215,8 +208,8 @@ def digits(**changes: Any) -> str:
     return to_yaml(dump_run(parse_federate({**read(DIGITS), **small, **changes}, {})))
 
 
-def run_app(app: Path, **run_config: Any) -> None:
-    simulate_app(app, LocalPool(), 3, {"run-dir": "", **run_config}, lambda record: None)
+def run_app(app: Path, clients: int = 3, **run_config: Any) -> None:
+    simulate_app(app, LocalPool(), clients, run_config, lambda record: None)
 
 
 @pytest.fixture

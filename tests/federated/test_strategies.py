@@ -422,9 +422,9 @@ def test_a_loss_beyond_all_bounds_is_no_exception_at_the_client() -> None:
 @pytest.mark.parametrize("strategy", [FedNova(momentum=0.5), Scaffold(momentum=0.5)], ids=lambda s: s.kind)
 def test_who_counts_on_the_local_optimizer_refuses_another(strategy: Any) -> None:
     strategy.require_optimizer(SGD(momentum=0.5))
-    with pytest.raises(ConfigError, match=r"^strategy\.momentum must be .*0\.9, got 0\.5"):
+    with pytest.raises(ConfigError, match=r"^strategy.momentum: must be .*0\.9, got 0\.5"):
         strategy.require_optimizer(SGD(momentum=0.9))
-    with pytest.raises(ConfigError, match=r"^optimizer\.nesterov must be false"):
+    with pytest.raises(ConfigError, match=r"^optimizer\.nesterov: must be false"):
         strategy.require_optimizer(SGD(momentum=0.5, nesterov=True))
     with pytest.raises(ConfigError, match=rf"^optimizer\.kind: {strategy.kind} counts on .*got adamw"):
         strategy.require_optimizer(AdamW())

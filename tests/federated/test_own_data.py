@@ -1,0 +1,207 @@
+"""Nodes that read their own files: the server never has any of them, and the numbers are those of a simulation."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+
+from core.config import parse_run
+from core.data import Data, Preprocess
+from core.errors import ConfigError, DataError, HanseError, WorkerError
+from core.execute import digest
+from core.storage.artifact import read_weights
+from core.storage.store import read_run
+from federated.federation import Federation
+from federated.flower.own_data import OwnClients, on_node, on_server
+from federated.run import FederateRun
+from federated.server_app import app as server_app
+from hanse.console import Console
+from hanse.federate import parse_federate, simulate
+from tests.federated import test_remote
+from tests.federated.reference import served
+from tests.federated.test_engines import local
+from tests.federated.test_remote import RUN, FakeGrid, _identity  # noqa: F401 - a fixture that each test uses
+
+SIZES = (80, 40, 58)
+CONFIG: dict[str, Any] = {
+    "name": "hospitals",
+    "data": {"kind": "table", "path": "not-on-the-server.csv", "target": "label"},
+    "model": {"kind": "mlp", "hidden": [8], "dropout": 0.1},
+    "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0},
+    "train": {"batch_size": 8},
+    "clients": 3,
+    "rounds": 2,
+    "backend": "loop",
+    "evaluate": {"every": 1, "held_out": 0.25},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a file of each client, and a first model of a few rows of everybody's."""
+    place, draws = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
+    rows = []
+    for client, size in enumerate(SIZES):
+        x = draws.normal(client, 1 + client, (size, 3)).round(3)
+        own = [f"{a},{b},{c},{'no' if a + b < c else 'yes'}" for a, b, c in x.tolist()]
+        (place / f"client-{client}.csv").write_text("\n".join(["a,b,c,label", *own]) + "\n")
+        rows += own[:20]
+    (place / "sample.csv").write_text("\n".join(["a,b,c,label", *rows]) + "\n")
+    data = {"kind": "table", "path": str(place / "sample.csv"), "target": "label"}
+    with Console.choose(quiet=True) as console:
+        simulate(parse_federate({**CONFIG, "data": data, "rounds": 1, "run_dir": str(place / "first")}, {}), console)
+    (place / "first" / "model").rename(place / "model")
+    return place
+
+
+def run_of(place: Path, **changes: Any) -> FederateRun:
+    return parse_run(FederateRun, {**CONFIG, "init": str(place / "model"), **changes})
+
+
+def node(place: Path, client: int) -> dict[str, Any]:
+    return {"partition-id": client, "data-path": str(place / f"client-{client}.csv")}
+
+
+def test_a_node_has_its_own_rows_and_nobody_elses(place: Path) -> None:
+    for client, size in enumerate(SIZES):
+        clients = on_node(run_of(place), node(place, client), client).clients
+        data = clients.data(client, 5)
+        held_out = round(size * 0.25)
+        assert data.sizes == {"train": size - held_out, "validation": held_out, "test": 0}
+        assert clients.sizes.tolist() == [size - held_out if c == client else 0 for c in range(3)]
+        parts = [data.splits[name].take(data.splits[name].addresses(0, None)) for name in ("train", "validation")]
+        found = torch.cat([inputs for inputs, _ in parts])
+        rows = np.loadtxt(place / f"client-{client}.csv", delimiter=",", skiprows=1, usecols=(0, 1, 2))
+        fitted = Preprocess.load(place / "model").fitted
+        wanted = [[(v - f.mean) / f.std for v, f in zip(row, fitted.features, strict=True)] for row in rows]
+        assert torch.allclose(found.sort(0).values, torch.tensor(wanted, dtype=torch.float32).sort(0).values, atol=1e-5)
+        with pytest.raises(AssertionError, match="is not here"):
+            clients.data((client + 1) % 3, 5)
+
+
+class Everyone:
+    """The three nodes' clients, as one process would have them."""
+
+    def __init__(self, place: Path) -> None:
+        run = run_of(place)
+        self.own: list[OwnClients] = [on_node(run, node(place, c), c).clients for c in range(3)]  # type: ignore[misc]
+        self.sizes = torch.stack([own.sizes for own in self.own]).sum(0)
+        self.held_out_sizes = torch.stack([own.held_out_sizes for own in self.own]).sum(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own[0], name)
+
+    def __len__(self) -> int:
+        return 3
+
+    def data(self, client: int, seed: int) -> Data:
+        return self.own[client].data(client, seed)
+
+
+Told = dict[int, dict[str, Any]]
+
+
+@pytest.fixture
+def serve_app(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs our two apps and gives the summary. `told`: what differs in the config of a client's node."""
+    ours = test_remote.app
+
+    def serve(where: Path, told: Told | None = None, **changes: Any) -> dict[str, Any]:
+        def on_its_node(message: Message, context: Context) -> Message:
+            client = int(context.node_config["partition-id"])
+            context.node_config = {**node(place, client), **(told or {}).get(client, {})}
+            try:
+                return ours(message, context)
+            except HanseError as error:  # as Flower says it
+                return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
+
+        monkeypatch.setattr(test_remote, "app", on_its_node)
+        grid = FakeGrid(SimpleNamespace(run=run_of(place, **changes), clients=range(3)))
+        grid.config |= {"own-data": True, "run-dir": str(where)}
+        server_app(grid, Context(RUN, 1, {}, RecordDict(), grid.config))
+        return read_run(where).summary()
+
+    return serve
+
+
+@pytest.mark.parametrize("strategy", [{"kind": "fedavg"}, {"kind": "scaffold"}, {"kind": "median"}])
+def test_nodes_with_their_own_data_come_to_the_bits_of_a_simulation(
+    place: Path, tmp_path: Path, serve_app: Callable[..., dict[str, Any]], strategy: dict[str, Any]
+) -> None:
+    summary = serve_app(tmp_path / "run", strategy=strategy)
+    whole = Federation(run_of(place, strategy=strategy), Everyone(place), None, read_weights(place / "model"))
+    whole.frame.put(whole.task, served(whole, local(whole)))
+    assert summary["weights_sha256"] == digest(whole.task.network.state_dict())
+    assert summary["evaluation"]["clients"]["spread"]["loss"]["clients"] == 3
+    assert "validation" not in summary["evaluation"], "the server holds nothing"
+
+
+def test_flowers_strategies_serve_nodes_with_their_own_data(
+    place: Path, tmp_path: Path, serve_app: Callable[..., dict[str, Any]]
+) -> None:
+    theirs = serve_app(tmp_path / "theirs", strategy={"kind": "flower", "name": "FedAvg"})
+    serve_app(tmp_path / "ours")
+    one, other = read_weights(tmp_path / "theirs" / "model"), read_weights(tmp_path / "ours" / "model")
+    assert theirs["rounds"] == 2 and all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_a_model_of_own_data_predicts_with_the_first_models_preprocessing(
+    place: Path, tmp_path: Path, serve_app: Callable[..., dict[str, Any]]
+) -> None:
+    serve_app(tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "preprocess.json").read_text() == (
+        place / "model" / "preprocess.json"
+    ).read_text()
+
+
+def test_a_node_may_have_the_first_model_in_another_place(
+    place: Path, tmp_path: Path, serve_app: Callable[..., dict[str, Any]]
+) -> None:
+    shutil.copytree(place / "model", tmp_path / "copy")
+    there = serve_app(tmp_path / "there", {1: {"model-path": str(tmp_path / "copy")}})
+    assert there["weights_sha256"] == serve_app(tmp_path / "here")["weights_sha256"]
+    with pytest.raises(WorkerError, match=r"1 clients have no node, the first is client 1; one said: .*no-model"):
+        serve_app(tmp_path / "no", {1: {"model-path": str(tmp_path / "no-model")}})
+
+
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ({1: {"data-path": ""}}, "ConfigError: node config: data-path is missing: start client 1's SuperNode with"),
+        ({2: {"data-path": "nowhere.csv"}}, "DataError: nowhere.csv: no such file"),
+    ],
+)
+def test_a_node_without_data_says_so_to_the_server(
+    tmp_path: Path, serve_app: Callable[..., dict[str, Any]], told: Told, said: str
+) -> None:
+    with pytest.raises(WorkerError, match=f"1 clients have no node, .*{said}"):
+        serve_app(tmp_path / "run", told)
+    assert read_run(tmp_path / "run").status == "failed"
+
+
+def test_rows_without_labels_are_refused(place: Path, tmp_path: Path) -> None:
+    bare = [line.rpartition(",")[0] for line in (place / "client-0.csv").read_text().splitlines()]
+    (tmp_path / "bare.csv").write_text("\n".join(bare) + "\n")
+    with pytest.raises(DataError, match=r"bare\.csv: has no targets to learn from"):
+        on_node(run_of(place), {"data-path": str(tmp_path / "bare.csv")}, 0)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"init": None}, "init: nodes that read their own data need the preprocessing of a first model"),
+        ({"clients": None, "partition": {"kind": "column", "column": "a"}}, "clients: write how many nodes there are"),
+        ({"attack": {"kind": "sign_flip"}}, "attack: nodes that read their own data are real ones"),
+        ({"data": {"kind": "image", "augment": {"flip": True}}}, "data.augment: nodes that read their own data"),
+        ({"data": {"kind": "text"}, "model": {"kind": "gpt"}}, "data.kind: nodes read tables and images"),
+    ],
+)
+def test_what_nodes_with_their_own_data_cannot_do_is_refused(place: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        on_server(run_of(place, **changes), {0: (1, 0), 1: (1, 0), 2: (1, 0)})
