@@ -85,6 +85,8 @@ def _own_directory(run: FederateRun, where: str) -> RunDirectory:
 def _reopened(run: FederateRun, where: Path) -> RunDirectory:
     if isinstance(run.strategy, Theirs):
         raise ConfigError(f"{RUN_DIR}: {where} holds a run, and Flower's strategies cannot go on; name a new directory")
+    if run.is_stateful:
+        raise ConfigError(f"{RUN_DIR}: {where} holds a run, and its clients' state ended with it; name a new directory")
     if read_run(where).config() != to_yaml(dump_run(run)):
         raise ConfigError(f"{RUN_DIR}: {where} holds a run of another config; name a new directory")
     directory = RunDirectory.open(where)

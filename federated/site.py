@@ -142,6 +142,8 @@ class Site:
                     found += self.cohort.train(order.weights, [job], factor)
                 except Exception as own:  # noqa: BLE001 - as above
                     found.append(Told.failed(int(job.name), own))
+            if all(isinstance(one, Trained) for one in found):
+                raise  # it is nobody's alone, so it is ours
             return found
 
     def _begin(self, order: Order, work: Work) -> Begun:

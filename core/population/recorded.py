@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensor, Tensor]]
 Shapes = tuple[Any, ...]
 WORTH = 8  # calls with the same shapes before they are recorded, which takes as long as some hundred steps
-SAME = torch.ops.aten.detach.default
+aten: Any = torch.ops.aten
+VIEWS = {aten.expand.default, aten.view.default, aten._unsafe_view.default}
+SHAPED = {  # whose values do not depend on their arguments' values
+    aten.scalar_tensor.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
+    aten.ones_like.default, aten.zeros_like.default, aten.full.default,
+}  # fmt: skip
 
 
 class Recording:
@@ -60,16 +65,70 @@ def _recorded(function: Function, inputs: list[Tensor], groups: list[Tensors]) -
         graph = make_fx(flat)(*inputs)
     except RuntimeError:  # something in it depends on values, not on shapes alone
         return None
-    _simplify(graph)
+    _simplify(graph, inputs)
     same = zip(flat(*inputs), graph(*inputs), strict=True)
     return graph if all(torch.equal(a, b) for a, b in same) else None
 
 
-def _simplify(graph: GraphModule) -> None:
-    """Leaves out what changes nothing once there is no autograd."""
+def _simplify(graph: GraphModule, inputs: list[Tensor]) -> None:
+    """Leaves out what changes nothing once there is no autograd, and computes once what depends on shapes alone."""
+    if any(_changes_its_arguments(node) for node in graph.graph.nodes):
+        return
+    values = _Values(graph)
+    values.run(*inputs)
+    constant = set[Node]()
     for node in list(graph.graph.nodes):
-        if node.target is SAME or (node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1):
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
+        if node.op != "call_function" or not isinstance(values.of[node], Tensor):
+            continue
+        if node.target in SHAPED or (node.all_input_nodes and constant.issuperset(node.all_input_nodes)):
+            constant.add(node)
+        elif (same := _same_as(node, values.of, constant)) is not None:
+            node.replace_all_uses_with(same)
+    for number, node in enumerate(constant):
+        if any(user not in constant for user in node.users):
+            graph.register_buffer(f"constant_{number}", values.of[node].clone())
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(
+                    graph.graph.get_attr(f"constant_{number}"), lambda user: user not in constant
+                )
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _changes_its_arguments(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _same_as(node: Node, values: dict[Node, Any], constant: set[Node]) -> Node | None:
+    """The argument that a node's value is equal to, if it is to any."""
+    first = node.args[0]
+    if not isinstance(first, Node):
+        return None
+    value, given = values[node], values[first]
+    if node.target is aten.detach.default or (node.target is aten.mul.Scalar and node.args[1] == 1):
+        return first
+    if node.target in VIEWS and value.shape == given.shape and value.stride() == given.stride():
+        return first
+    if node.target is aten.mul.Tensor and isinstance(other := node.args[1], Node):
+        for ones, rest in ((first, other), (other, first)):
+            factor, kept = values[ones], values[rest]
+            if (
+                ones in constant
+                and bool((factor == 1).all())
+                and (kept.shape, kept.dtype) == (value.shape, value.dtype)
+            ):
+                return rest
+    return None
+
+
+class _Values(Interpreter):
+    """Notes the value of every node."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.of: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        self.of[n] = super().run_node(n)
+        return self.of[n]

@@ -66,8 +66,8 @@ class Overseen(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Those online, in the order of their clients. Strategies draw from them with `random`, from which threads of
         Flower's draw too: so it begins anew, and the same clients are drawn on every grid."""
-        random.seed(seed_of(self.federation.run.recipe.seed, "nodes", self.exchanges))
         online = set(self.grid.get_node_ids())
+        random.seed(seed_of(self.federation.run.recipe.seed, "nodes", self.exchanges))
         return [node for node in self.nodes.values() if node in online]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -40,6 +40,7 @@ CONFIG: dict[str, Any] = {
     "backend": "loop",
     "evaluate": {"every": 0, "held_out": 0.0},
 }
+PLAIN = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
 # A ClientApp whose client 1 cannot read its data in round 2, around ours.
 BREAKING = """
 from flwr.clientapp import ClientApp
@@ -193,8 +194,9 @@ def test_ctrl_c_ends_a_deployment_after_its_round_and_the_run_can_go_on(tmp_path
     ],
 )
 def test_what_a_deployment_cannot_do_is_refused_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, Any], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
 ) -> None:
+    monkeypatch.setattr(deployed, "deployment", None)  # nothing is to be started, least of all 33 nodes
     with pytest.raises(ConfigError, match=said):
         simulated(tmp_path / "run", engine="flower", **changes)
     assert not (tmp_path / "run").exists()
@@ -251,9 +253,13 @@ def test_the_app_goes_on_in_a_directory_of_the_same_config_only(app: Path, tmp_p
     other = write_app(tmp_path / "other", digits(clients=3, rounds=2), {"run-dir": ""})
     with pytest.raises(ConfigError, match=r"run-dir: .* holds a run of another config"):
         run_app(other, **{"run-dir": str(where)})
-    flowers = write_app(tmp_path / "flowers", digits(clients=3, strategy={"kind": "flower"}), {"run-dir": ""})
-    with pytest.raises(ConfigError, match=r"run-dir: .* holds a run, and Flower's strategies cannot go on"):
-        run_app(flowers, **{"run-dir": str(where)})
+    for kind, said in (
+        ("flower", "Flower's strategies cannot go on"),
+        ("scaffold", "its clients' state ended with it"),
+    ):
+        new = write_app(tmp_path / kind, digits(clients=3, optimizer=PLAIN, strategy={"kind": kind}), {"run-dir": ""})
+        with pytest.raises(ConfigError, match=f"run-dir: .* holds a run, and {said}"):
+            run_app(new, **{"run-dir": str(where)})
 
 
 def test_the_app_says_how_a_run_failed(tmp_path: Path) -> None:

@@ -85,6 +85,14 @@ def test_a_node_has_its_own_rows_and_nobody_elses(place: Path) -> None:
             clients.data((client + 1) % 3, 5)
 
 
+def test_two_nodes_with_the_same_rows_hold_out_others(place: Path) -> None:
+    found = []
+    for client in (0, 1):
+        rows = on_node(run_of(place), node(place, 0), client).clients.data(client, 5).splits["validation"]
+        found.append(rows.addresses(0, None).sort().values.tolist())
+    assert found[0] != found[1]
+
+
 class Everyone:
     """The three nodes' clients, as one process would have them."""
 
@@ -166,6 +174,11 @@ def test_a_node_may_have_the_first_model_in_another_place(
     shutil.copytree(place / "model", tmp_path / "copy")
     there = serve_app(tmp_path / "there", {1: {"model-path": str(tmp_path / "copy")}})
     assert there["weights_sha256"] == serve_app(tmp_path / "here")["weights_sha256"]
+    run = run_of(place, init="not-here")
+    assert on_node(run, {**node(place, 1), "model-path": str(tmp_path / "copy")}, 1).clients.spec.classes == (
+        "no",
+        "yes",
+    )
     with pytest.raises(WorkerError, match=r"1 clients have no node, the first is client 1; one said: .*no-model"):
         serve_app(tmp_path / "no", {1: {"model-path": str(tmp_path / "no-model")}})
 

@@ -1,6 +1,8 @@
 """Flower's own strategies over a recipe: the numbers of ours where they are the same algorithm, and clear refusals."""
 
 import gc
+import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,14 +129,25 @@ def test_every_strategy_of_flowers_runs_and_moves_the_model(
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+class Drawing(FakeGrid):
+    """Threads of a real grid draw from `random`, too."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        random.random()
+        return super().get_node_ids()
+
+
 def test_another_grid_draws_the_same_clients_and_comes_to_the_same_bits(tmp_path: Path) -> None:
     changes = {"strategy": flowers("FedAvg", fraction_train=0.5, fraction_evaluate=0.5)}
     here = Ran(federation(**changes), tmp_path / "here")
     found = federation(**changes)
-    there = Ran(found, tmp_path / "there", FakeGrid(found))
+    there = Ran(found, tmp_path / "there", Drawing(found))
     cohorts = [record["cohort"]["client"] for record in here.split("cohort")]
     assert cohorts == [record["cohort"]["client"] for record in there.split("cohort")]
-    assert all(len(cohort) == 4 for cohort in cohorts) and len({tuple(cohort) for cohort in cohorts}) > 1
+    assert (
+        all(len(cohort) == 4 and cohort == sorted(cohort) for cohort in cohorts)
+        and len({tuple(cohort) for cohort in cohorts}) > 1
+    )
     assert torch.equal(here.weights, there.weights)
 
 
