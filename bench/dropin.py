@@ -25,7 +25,7 @@ OURS = """
 import json, sys
 from pathlib import Path
 from core.pool import LocalPool
-from federated.foreign import simulate
+from federated.flower.foreign import simulate
 simulate(Path(sys.argv[1]), LocalPool(), int(sys.argv[2]), json.loads(sys.argv[3]), lambda record: None)
 """
 

@@ -167,7 +167,7 @@ class AppRun:
 
 def simulate_app(directory: Path, run: AppRun, run_config: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """Runs a Flower app directory to its end: its summary."""
-    from federated import foreign
+    from federated.flower import foreign
 
     def report(record: Record) -> None:
         if record["event"] == "log" and not isinstance(console, JsonConsole):

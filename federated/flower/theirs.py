@@ -24,13 +24,13 @@ from core.pool import Shared, WorkerPool
 from core.storage.store import RunDirectory
 from federated.client_app import client_app
 from federated.federation import Federation
+from federated.flower.grid import PoolGrid
 from federated.flower.messages import weights_record
+from federated.flower.node import FIRST_NODE, Nodes, addressed
 from federated.flower.overseen import Overseen, Stopped
 from federated.flower.remote import ANSWER_S
-from federated.grid import PoolGrid
 from federated.serve import begin, conclude, require_data
 from federated.server import Served, Watch
-from federated.simulated.node import FIRST_NODE, Nodes, addressed
 from federated.site import Setting, site_of
 from federated.strategies.theirs import Theirs
 

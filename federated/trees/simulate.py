@@ -16,8 +16,8 @@ from flwr.supercore.run import Run
 from core.data import Data
 from core.errors import ConfigError
 from core.pool import LocalPool, Shared, WorkerPool
-from federated.grid import PoolGrid
-from federated.simulated.node import Nodes
+from federated.flower.grid import PoolGrid
+from federated.flower.node import Nodes
 from federated.trees.booster import library
 from federated.trees.client_app import client_app
 from federated.trees.config import TreesConfig
@@ -34,7 +34,7 @@ def simulate_trees(
 ) -> Forest:
     """Grows a forest across clients that train on `train` and are measured on `validation`. The same on any pool.
 
-    report: called with what passes between server and clients, see `federated.simulated.traffic`, and with what the
+    report: called with what passes between server and clients, see `federated.flower.traffic`, and with what the
     server says, see `server_app`; an error that it raises at an event `exchange` ends the run.
 
     ConfigError without clients, without the library, or for data that trees do not take; WorkerError if a client is not

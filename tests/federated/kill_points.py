@@ -90,7 +90,7 @@ def in_a_process(work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end of the process
         try:
             os.write(writing, json.dumps(work()).encode())
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child must not go on as its parent
             traceback.print_exc()
             os._exit(1)
         os._exit(0)

@@ -23,7 +23,7 @@ from core.storage.artifact import read_weights
 from core.storage.store import Run, is_run, list_runs, read_run
 from federated.flower.app_directory import write_app
 from federated.flower.deployment import Deployment, deployment
-from federated.foreign import simulate as simulate_app
+from federated.flower.foreign import simulate as simulate_app
 from hanse import deployed, federate
 from hanse.console import Console
 from hanse.federate import parse_federate

@@ -18,9 +18,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from cluster.pool import ray_pool
 from core.errors import ConfigError, WorkerError
 from core.pool import LocalPool, WorkerPool
-from federated import foreign
-from federated.foreign import simulate
-from federated.simulated.node import addressed
+from federated.flower import foreign
+from federated.flower.foreign import simulate
+from federated.flower.node import addressed
 
 APPS = Path(__file__).parent / "apps"
 

@@ -17,9 +17,9 @@ from flwr.supercore.run import Run
 
 from core.errors import ConfigError, ResourceError, WorkerError
 from core.pool import Done, LocalPool
-from federated import grid as grids
-from federated.grid import PoolGrid
-from federated.simulated.node import Nodes, addressed
+from federated.flower import grid as grids
+from federated.flower.grid import PoolGrid
+from federated.flower.node import Nodes, addressed
 
 Handler = Callable[[Message, Context], Message]
 

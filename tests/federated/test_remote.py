@@ -1,4 +1,5 @@
-"""The engine over Flower's Grid: the same bits as a pool's, and what becomes of replies that do not come or are not good."""
+"""The engine over Flower's Grid: the same bits as a pool's, and what becomes of replies that do not come or are not
+good."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -24,7 +25,8 @@ Tamper = Callable[[Message, Message], list[Message]]
 
 
 class FakeGrid(Grid):
-    """Nodes in this process, node n is client n - 2. `tamper(message, reply)` says what comes back in place of a reply."""
+    """Nodes in this process, node n is client n - 2. `tamper(message, reply)` says what comes back in place of a
+    reply."""
 
     def __init__(self, found: Federation, tamper: Tamper = lambda message, reply: [reply]) -> None:
         self.config = {"config": to_yaml(dump_run(found.run))}

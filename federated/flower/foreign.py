@@ -35,8 +35,8 @@ from flwr.supercore.run import Run
 
 from core.errors import ConfigError, HanseError, WorkerError
 from core.pool import WorkerPool
-from federated.grid import PoolGrid, Report
-from federated.simulated.node import Nodes
+from federated.flower.grid import PoolGrid, Report
+from federated.flower.node import Nodes
 
 PROJECT = "pyproject.toml"
 OURS = ("core", "cluster", "federated", "hanse")
@@ -51,7 +51,7 @@ def simulate(
     run_config: overrides of the app's `[tool.flwr.app.config]`, nested or with dotted keys. seed: addresses the global
     generators of `random`, numpy and torch, for the server and for every message to a node.
     report: called from this thread only, with one record for each exchange and each new error of a client (see
-    `federated.simulated.traffic`), and {"event": "log", "level", "text"} for each line of Flower's logger here.
+    `federated.flower.traffic`), and {"event": "log", "level", "text"} for each line of Flower's logger here.
 
     Raises ConfigError where the app cannot be run as it is, and WorkerError where its ServerApp fails.
     """

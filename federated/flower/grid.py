@@ -29,8 +29,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from core.errors import ConfigError, ResourceError
 from core.pool import Done, Shared, WorkerPool
 from core.randomness import seed_of
-from federated.simulated.node import Answer, Item, Nodes, addressed, answer
-from federated.simulated.traffic import Exchange, bytes_of, round_of
+from federated.flower.node import Answer, Item, Nodes, addressed, answer
+from federated.flower.traffic import Exchange, bytes_of, round_of
 
 FLOWER = "1.41."  # `TaskIdentity` is not public; other versions may have it elsewhere
 GRACE_S = 5.0  # how long a ServerApp that has to stop is waited for

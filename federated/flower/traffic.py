@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 
-from federated.simulated.node import FIRST_NODE, Answer
+from federated.flower.node import FIRST_NODE, Answer
 
 WEIGHTS = ("num-examples", "num_examples")  # what Flower's strategies weight by; older clients write it with _
 
