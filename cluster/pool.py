@@ -130,8 +130,8 @@ class RayPool:
     def run(
         self, fn: Callable[[T], R], items: Mapping[K, T], cost: Mapping[K, float] | None = None
     ) -> Iterator[Done[K, R]]:
-        """See `core.pool.WorkerPool.run`. Only a few items a worker are under way at any time: one, one more while there
-        are plenty for all, or while items take milliseconds a few, so that a worker need not wait for the next."""
+        """See `core.pool.WorkerPool.run`. Only a few items a worker are under way at any time: one, one more while
+        there are plenty for all, or a few while items take milliseconds, so that no worker waits for its next."""
         require_open(self.is_open)
         from cluster.pool_send import put_function, require_serializable
 
