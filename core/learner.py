@@ -181,6 +181,9 @@ class Saver(Protocol):
     def save(self, snapshot: Snapshot, best: bool = False) -> None:
         """Takes a snapshot whose tensors change after the call; `best` says that it is the best so far."""
 
+    def wait(self) -> None:
+        """Returns when all that was saved is kept. Raises what went wrong with it."""
+
     def load_latest(self) -> Restored:
         """The newest good snapshot, if there is one."""
 

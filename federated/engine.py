@@ -34,12 +34,16 @@ class PoolEngine:
 
     def train(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Partial]]:
         shared = self.pool.share(order)
-        for done in self.pool.run(partial(train_chunk, self.setting, shared), chunks):
-            yield done.key, done.result
-        shared.release()
+        try:
+            for done in self.pool.run(partial(train_chunk, self.setting, shared), chunks):
+                yield done.key, done.result
+        finally:
+            shared.release()
 
     def judge(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Judged]]:
         shared = self.pool.share(order)
-        for done in self.pool.run(partial(judge_chunk, self.setting, shared), chunks):
-            yield done.key, done.result
-        shared.release()
+        try:
+            for done in self.pool.run(partial(judge_chunk, self.setting, shared), chunks):
+                yield done.key, done.result
+        finally:
+            shared.release()

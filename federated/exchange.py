@@ -127,6 +127,16 @@ class Strategy(Protocol):
         """Whether clients measure the loss of the weights that they are sent."""
         ...
 
+    @property
+    def judges_own(self) -> bool:
+        """Whether clients judge with what they keep, such as a model of their own."""
+        ...
+
+    @property
+    def counts_once(self) -> bool:
+        """Whether every reply has the weight 1."""
+        ...
+
     def require(self, cohort: int) -> None:
         """Raises ConfigError if the strategy cannot work with so many replies a round."""
 

@@ -51,6 +51,7 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.run.strategy.require(self.cohort)
+        self.run.recipe.schedule.factor(0, self.run.rounds)  # refuses a warmup longer than the run
         if self.run.attack:
             self.run.attack.require(self.clients.preprocess, len(self.clients))
         self.schedule  # noqa: B018 - refuses a cohort that is larger than the population
@@ -63,7 +64,7 @@ class Federation:
     @cached_property
     def device(self) -> torch.device:
         """Where clients train."""
-        return choose_device(self.run.device)
+        return choose_device("cpu" if self.run.engine == "pool" else self.run.device)
 
     @cached_property
     def task(self) -> Task:
@@ -124,7 +125,7 @@ class Federation:
             asynchronous=asynchronous,
         )
 
-    @property
+    @cached_property
     def bytes_down(self) -> int:
         """Of one order."""
         extra = self.run.strategy.extra(self.run.strategy.begin(self.first, self.frame))
@@ -148,8 +149,8 @@ class Federation:
 
         It depends on the works alone, never on who will do them.
         """
-        sizes = self.clients.sizes
-        ordered = sorted(works, key=lambda work: (-int(sizes[work.client]), work.client))
+        sizes = self.clients.sizes[[work.client for work in works]].tolist() if works else []
+        ordered = [work for _, work in sorted(zip(sizes, works, strict=True), key=lambda one: (-one[0], one[1].client))]
         size = CHUNK_LOOP
         if self.setting.executor == "vmap":
             size = max(1, min(CHUNK_VECTORS, CHUNK_NUMBERS // self.frame.size))

@@ -84,10 +84,10 @@ class Intake:
         """Lets a client's answer in: into the sums if it is good, else only into what is told."""
         read, wrong = (None, sent.told.fault) if sent.reply is None else self.read(sent.reply)
         partial.told.append(replace(sent.told, fault=wrong))
-        if sent.kept:
-            partial.kept[work.client] = sent.kept
         if read is None:
             return
+        if sent.kept:  # of a reply that does not count the client keeps nothing either: both sides stay in step
+            partial.kept[work.client] = sent.kept
         read = self.run.strategy.receive(read, self.frame)
         read = replace(read, weight=read.weight * self.run.strategy.discount(work.counts_in - round))
         if must_collect(self.run):

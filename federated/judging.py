@@ -1,7 +1,7 @@
 """Federated evaluation: clients judge on what they hold out and send metric states, which add, so that F1 or AUC are
 those of all their examples together; and how differently the clients fare."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from federated.engine import Engine
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.intake import Work
-from federated.keeping import Keeping
+from federated.keeping import Keeping, Kept
 from federated.site import Judged, Verdict
 
 Record = dict[str, Any]
@@ -113,7 +113,9 @@ def _asked(federation: Federation, engine: Engine, order: Order, keeping: Keepin
     asked: Sequence[int] = range(everyone)
     if count is not None and count < everyone:
         asked = draw(everyone, count, None, run.recipe.seed, "judges", order.round)
-    chunks = federation.chunks([Work(client, order.round, keeping.get(client)) for client in asked])
+    chunks: Mapping[int, Sequence[Work]] = federation.chunks([Work(client, order.round) for client in asked])
+    if run.strategy.judges_own:
+        chunks = Kept(chunks, keeping)
     found = dict(engine.judge(order, chunks))
     judged = Judged()
     for number in sorted(found):  # sums in a fixed order are the same on every engine

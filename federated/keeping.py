@@ -7,12 +7,15 @@ Files of the rounds since the last checkpoint lie beside those that it needs; `s
 
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from core.storage.atomic import TEMPORARY, sync_directory
 from federated.exchange import Vectors
+from federated.intake import Work
 
 _NAME = re.compile(r"(\d+)-(\d+)\.safetensors")
 
@@ -83,3 +86,20 @@ class Keeping:
     def _file(self, client: int, round: int) -> Path:
         assert self.directory is not None
         return self.directory / f"{client:06d}-{round:06d}.safetensors"
+
+
+class Kept(Mapping[int, Sequence[Work]]):
+    """Chunks of work, each with what its clients kept, read when the chunk is asked for: a large cohort's vectors are
+    never in memory together."""
+
+    def __init__(self, chunks: Mapping[int, Sequence[Work]], keeping: Keeping) -> None:
+        self.chunks, self.keeping = chunks, keeping
+
+    def __getitem__(self, number: int) -> Sequence[Work]:
+        return [replace(work, mine=self.keeping.get(work.client)) for work in self.chunks[number]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)

@@ -22,10 +22,11 @@ from federated.federation import Federation
 from federated.folding import Folding, Totals
 from federated.intake import Told, Work, must_collect
 from federated.judging import judge
-from federated.keeping import Keeping
+from federated.keeping import Keeping, Kept
 from federated.strategies.robust.rule import Robust
 
 Record = dict[str, Any]
+MOST_BARREN = 3  # rounds
 
 
 @dataclass
@@ -72,28 +73,30 @@ class Server:
         self.strategy, self.frame = federation.run.strategy, federation.frame
         self.watch, self.checkpoints, self.keeping = watch or Watch(), checkpoints, keeping or Keeping()
         self.collects = must_collect(self.run)
-        self.saved = 0  # round of the newest checkpoint
+        self.saved: list[int] = []  # rounds of the checkpoints that are kept, rising
+        self.barren = 0  # rounds in a row in which no reply counted
+        self.simulated_s = 0.0
         self.state = self._restored() or State(0, federation.first, self.strategy.begin(federation.first, self.frame))
         self.keeping.rewind(self.state.round)
 
     def serve(self) -> Served:
         """All rounds that are left, or until it is asked to stop. Raises WorkerError if the model diverges."""
         evaluation: Record = {}
-        simulated_s = 0.0
         for plan in self.federation.schedule.plans(self.state.round + 1):
             if self.watch.should_stop():
                 break
             self._round(plan)
-            simulated_s = plan.ends_s
+            self.simulated_s = plan.ends_s
             if self._is_due(self.run.evaluate.every):
-                order = self._order(plan.round)
-                evaluation = judge(self.federation, self.engine, order, self.keeping, self.watch.report)
+                evaluation = self._judge()
             if self.checkpoints and self._is_due(self.run.checkpoint_every):
                 self._save()
         done = self.state.round >= self.run.rounds
-        if not done and self.checkpoints and self.saved < self.state.round:
+        if done and not evaluation:  # it was killed after its last round
+            evaluation = self._judge()
+        if not done and self.checkpoints and self.state.round not in [0, *self.saved[-1:]]:
             self._save()
-        return Served(self.state.weights, self.state.round, "done" if done else "stopped", simulated_s, evaluation)
+        return Served(self.state.weights, self.state.round, "done" if done else "stopped", self.simulated_s, evaluation)
 
     def answer(self, round: int, client: int) -> Told:
         """What a client tells of its work in a round, all rounds before which are done if they are not.
@@ -105,14 +108,18 @@ class Server:
             if plan.round < round:
                 self._round(plan)
                 continue
-            chunks = self.federation.chunks(self._works(plan))
+            chunks = self.federation.chunks(works_of(plan))
             own = {number: chunk for number, chunk in chunks.items() if any(work.client == client for work in chunk)}
             if not own:
                 asked = ", ".join(str(job.client) for job in plan.jobs[:10])
                 raise ConfigError(f"client: {client} did not work in round {round}; clients {asked}, ... did")
-            ((_, partial),) = self.engine.train(self._order(round), own)
+            ((_, partial),) = self.engine.train(self._order(round), Kept(own, self.keeping))
             return next(told for told in partial.told if told.client == client)
         raise ConfigError(f"round: there is no round {round} to do again")
+
+    def _judge(self) -> Record:
+        order = self._order(self.state.round)
+        return judge(self.federation, self.engine, order, self.keeping, self.watch.report)
 
     def _is_due(self, every: int) -> bool:
         return self.state.round == self.run.rounds or (every > 0 and self.state.round % every == 0)
@@ -124,7 +131,7 @@ class Server:
 
     def _round(self, plan: Plan) -> None:
         began, state = time.perf_counter(), self.state
-        chunks = self.federation.chunks(self._works(plan))
+        chunks = Kept(self.federation.chunks(works_of(plan)), self.keeping)
         folding, told, replies = Folding(len(chunks)), list[Told](), list[Reply]()
         for number, partial in self.engine.train(self._order(plan.round), chunks):
             folding.take(number, partial.totals)
@@ -138,10 +145,8 @@ class Server:
         if self.collects:
             total = self._combined(plan.round, replies)
         self._step(plan.round, total)
+        self._require_replies(plan, told, total)
         self._tell(plan, sorted(told, key=lambda one: one.client), total, time.perf_counter() - began)
-
-    def _works(self, plan: Plan) -> list[Work]:
-        return [Work(job.client, job.counts_in, self.keeping.get(job.client)) for job in plan.jobs]
 
     def _combined(self, round: int, replies: Sequence[Reply]) -> Total:
         """One update of all replies, in the order of their clients; nothing if there are too few for the rule."""
@@ -188,6 +193,19 @@ class Server:
             state.weights, state.server = weights, server
         state.round = round
 
+    def _require_replies(self, plan: Plan, told: Sequence[Told], total: Total) -> None:
+        """Raises WorkerError if for some rounds in a row clients have worked and no reply counted."""
+        faults = [one for one in told if one.fault]
+        self.barren = self.barren + 1 if faults and not total.count else 0
+        if self.barren >= MOST_BARREN:
+            error = WorkerError(
+                f"federation: no reply has counted in {self.barren} rounds; client {faults[0].client} in round "
+                f"{plan.round}: {faults[0].fault}"
+            )
+            if faults[0].trace:
+                error.add_note(faults[0].trace)
+            raise error
+
     def _tell(self, plan: Plan, told: Sequence[Told], total: Total, seconds: float) -> None:
         """What the round says: one line of metrics, one of its clients, and an event for each that failed."""
         report, good = self.watch.report, [one for one in told if not one.fault]
@@ -222,12 +240,14 @@ class Server:
     def _save(self) -> None:
         assert self.checkpoints is not None
         state = self.state
-        self.keeping.settle(self.saved)
+        self.checkpoints.wait()  # what the one before needs is removed only when it is on the disk
+        if self.saved:
+            self.keeping.settle(self.saved[0])
         pending = {f"{round}.{name}": v for round, total in state.pending.items() for name, v in total.sums.items()}
         counts = {str(round): [total.weight, total.count] for round, total in state.pending.items()}
         tensors = {"model": {"weights": state.weights}, "server": state.server, "pending": pending}
-        self.checkpoints.save(Snapshot(state.round, tensors, {"pending": counts}))
-        self.saved = state.round
+        self.checkpoints.save(Snapshot(state.round, tensors, {"pending": counts, "simulated_s": self.simulated_s}))
+        self.saved = [*self.saved, state.round][-self.run.keep_last :]
 
     def _restored(self) -> State | None:
         if self.checkpoints is None:
@@ -250,5 +270,10 @@ class Server:
         for name, vector in snapshot.tensors["pending"].items():
             key, _, own = name.partition(".")
             pending[int(key)].sums[own] = vector
-        self.saved = snapshot.step
+        self.saved, self.simulated_s = [snapshot.step], snapshot.state["simulated_s"]
         return State(snapshot.step, weights, snapshot.tensors["server"], pending)
+
+
+def works_of(plan: Plan) -> list[Work]:
+    """What the clients of a round are asked for."""
+    return [Work(job.client, job.counts_in) for job in plan.jobs]

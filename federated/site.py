@@ -121,10 +121,13 @@ class Site:
         personal = self._personal(order, ready)
         for begun, job, trained in zip(ready, jobs, self._trained(order, jobs), strict=True):
             client = begun.work.client
-            if isinstance(trained, Told):
-                sent[client] = Sent(trained)
-            else:
-                sent[client] = self._sent(order, begun, job, trained, personal.get(client))
+            try:
+                own = personal.get(client)
+                sent[client] = (
+                    Sent(trained) if isinstance(trained, Told) else self._sent(order, begun, job, trained, own)
+                )
+            except Exception as error:  # noqa: BLE001 - as above
+                sent[client] = Sent(Told.failed(client, error))
         return [sent[work.client] for work in chunk]
 
     def _trained(self, order: Order, jobs: Sequence[Job]) -> list[Trained | Told]:
@@ -252,11 +255,14 @@ class Site:
         tuned = self._fine_tuned(order, pairs, fine_tune) if fine_tune else {}
         for work, data in pairs:
             mine = _under(STRATEGY, work.mine)
-            start = self._own_start(order, mine)
-            self._verdict(judged, "shared", work.client, data, order.weights if start is None else start)
-            own = tuned.get(work.client, mine.get("personal"))
-            if own is not None:
-                self._verdict(judged, "personal", work.client, data, own)
+            start, own = self._own_start(order, mine), tuned.get(work.client, mine.get("personal"))
+            try:
+                found = self._verdict("shared", work.client, data, order.weights if start is None else start)
+                if own is not None:
+                    found.merge(self._verdict("personal", work.client, data, own))
+                judged.merge(found)
+            except Exception as error:  # noqa: BLE001 - as in training
+                judged.failed.append(Told.failed(work.client, error))
         return judged
 
     def _fine_tuned(self, order: Order, pairs: Sequence[tuple[Work, Data]], epochs: float) -> dict[int, Tensor]:
@@ -268,11 +274,11 @@ class Site:
             jobs.append(self._made(begun, "fine-tune", order.round, start, Pull()))
         return _vectors(jobs, self._trained(order, jobs))
 
-    def _verdict(self, judged: Judged, model: str, client: int, data: Data, vector: Tensor) -> None:
+    def _verdict(self, model: str, client: int, data: Data, vector: Tensor) -> Judged:
         self._load(vector)
         state = self._state(data, "validation")
         metrics = self._metrics(data).compute(state)
-        judged.merge(Judged({model: state}, [Verdict(client, model, len(data.splits["validation"]), metrics)]))
+        return Judged({model: state}, [Verdict(client, model, len(data.splits["validation"]), metrics)])
 
     def _load(self, vector: Tensor) -> None:
         """Gives the task that judges these weights [D], if it has not got them already."""

@@ -12,7 +12,6 @@ from federated.strategies.theirs import Theirs
 from federated.transforms import TransformConfig
 from federated.transforms.chain import require
 
-COUNTS_ONCE = ("scaffold", "qfedavg", "fedbuff", "norm_bounding")
 Row = tuple[str, Callable[[FederateRun], bool], str]
 
 ROWS: tuple[Row, ...] = (
@@ -44,7 +43,7 @@ ROWS: tuple[Row, ...] = (
     ),
     (
         "a weighting of replies that count once",
-        lambda run: run.strategy.kind in COUNTS_ONCE and any(t.kind == "weighting" for t in run.transforms),
+        lambda run: getattr(run.strategy, "counts_once", False) and any(t.kind == "weighting" for t in run.transforms),
         "transforms: the replies of this strategy count once each, by its paper; leave the weighting out",
     ),
     (
@@ -98,6 +97,11 @@ ROWS: tuple[Row, ...] = (
         lambda run: isinstance(run.strategy, Theirs) and run.resume is not False,
         "resume: Flower's strategies begin at round 1 and cannot go on; start a new run, with init=RUN if its model "
         "is to be the first",
+    ),
+    (
+        "a GPU for the workers of a pool",
+        lambda run: run.engine == "pool" and run.device == "cuda",
+        "device: the workers of engine=pool have no share of a GPU; use engine=inproc, or leave device out",
     ),
     (
         "an address without a pool",

@@ -28,7 +28,7 @@ from federated.strategies.theirs import Theirs
 from hanse import deployed
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
-from hanse.opening import open_run
+from hanse.opening import open_run, saved_init
 from hanse.running import recorded, shown, stopping
 
 # What may be other when a federation goes on: none of it moves a weight of a round that was finished.
@@ -56,12 +56,11 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
     """All rounds, or those until it is interrupted: then the summary's `ended` is `stopped`."""
     if run.engine == "inproc":
         choose_device(run.device)  # before anything is written
-    weights = None
     if run.init:
         run = dataclasses.replace(run, init=str(find_model(run.init)))
         artifact.require_single(str(run.init))
-    if run.init and not run.resume:
-        weights = artifact.read_weights(run.init)
+    init = run.init or saved_init(run)
+    weights = artifact.read_weights(init) if init else None
     federation = Federation.of(run, weights)  # what is wrong with data or clients is said before anything is written
     if run.engine == "flower":
         deployed.require(federation)
@@ -86,6 +85,7 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
 
 def _work(federation: Federation, directory: RunDirectory, console: Console, asked: Callable[[], bool]) -> Summary:
     show = shown(console)
+    (directory.path / "summary.json").unlink(missing_ok=True)  # of the rounds before, if it is gone on with
 
     def look(record: Record) -> None:
         if record.get("split") != "cohort":
@@ -224,6 +224,9 @@ class Before:
 
     def save(self, snapshot: Snapshot, best: bool = False) -> None:
         """Nothing is saved."""
+
+    def wait(self) -> None:
+        """Nothing is under way."""
 
     def load_latest(self) -> Restored:
         """The newest one that is whole."""

@@ -50,6 +50,19 @@ def _versions() -> dict[str, str]:
     return {**versions, "python": ".".join(map(str, sys.version_info[:3]))}
 
 
+def saved_init(run: Any) -> str | None:
+    """What the run began with that is to be gone on with; None if it began with nothing, or is a new one."""
+    path = None
+    if isinstance(run.resume, str):
+        path = find_run(runs_root(), run.resume).path
+    elif run.resume and run.run_dir is not None and is_run(Path(os.path.expanduser(run.run_dir))):
+        path = Path(os.path.expanduser(run.run_dir))
+    if path is None or not (path / "config.yaml").is_file():
+        return None
+    saved: Any = parse_run(type(run), read(path / "config.yaml"))
+    return str(saved.init) if saved.init else None
+
+
 def _reopen(path: Path, run: R, may_change: tuple[Collection[str], Collection[str], str]) -> tuple[RunDirectory, R]:
     file, own = path / "config.yaml", type(run)
     if file.is_file():  # else it was killed in its first moment, before anything was trained

@@ -23,6 +23,9 @@ class KeepBest:
         if best:
             self.weights = {name: tensor.clone() for name, tensor in snapshot.tensors["model"].items()}
 
+    def wait(self) -> None:
+        """Nothing is under way."""
+
     def load_latest(self) -> Restored:
         """Nothing: such a fit starts at its beginning."""
         return Restored(None, ())

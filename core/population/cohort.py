@@ -115,7 +115,7 @@ class Cohort:
         def pieces(vector: Tensor | None) -> list[Tensor] | None:
             if vector is None:
                 return None
-            views = self.frame.layout.split(vector)
+            views = self.frame.layout.split(vector.to(self.runtime.device))
             return [views[name] for name in names]
 
         return Pull(job.strength, pieces(job.anchor), pieces(job.shift))
@@ -123,6 +123,7 @@ class Cohort:
     def _recipe(self, job: Job, factor: float) -> Recipe:
         key = (job.steps, factor)
         if key not in self._recipes:
+            self._recipes = {known: recipe for known, recipe in self._recipes.items() if known[1] == factor}
             train = replace(self.recipe.train, steps=job.steps)
             self._recipes[key] = replace(self.recipe, train=train, schedule=Constant(level=factor))
         found = self._recipes[key]
@@ -138,7 +139,7 @@ class Cohort:
         full = torch.stack(starts) if any(job.start is not None for job in jobs) else weights.repeat(len(jobs), 1)
         rows, buffers = self._split(full)
         population = self._restarted(members, rows, buffers)
-        population.pull = _pulls(sorted_jobs)
+        population.pull = _pulls(sorted_jobs, self.runtime.device)
         losses, steps, failed = self._run(population, members)
         vectors = (self._joined(rows, buffers) if buffers else rows).cpu()
         trained: list[Trained | None] = [None] * len(jobs)
@@ -218,7 +219,7 @@ def require_stackable(recipe: Recipe, shard: Shard, runtime: Runtime = LOCAL) ->
         raise ConfigError(f"backend: vmap cannot stack this model: {said}; use backend=loop") from None
 
 
-def _pulls(jobs: Sequence[Job]) -> Pull | None:
+def _pulls(jobs: Sequence[Job], device: torch.device) -> Pull | None:
     """The pulls of all rows: one vector where all have the same one, else [N, P]."""
     first = jobs[0]
     if not first.strength and first.shift is None:
@@ -228,7 +229,7 @@ def _pulls(jobs: Sequence[Job]) -> Pull | None:
         there = [vector for vector in vectors if vector is not None]
         if not there:
             return None
-        return [there[0] if all(vector is there[0] for vector in there) else torch.stack(there)]
+        return [(there[0] if all(vector is there[0] for vector in there) else torch.stack(there)).to(device)]
 
     return Pull(first.strength, column([job.anchor for job in jobs]), column([job.shift for job in jobs]))
 

@@ -1,6 +1,7 @@
 """What most strategies do: clients train plainly and send their update, which counts with their number of examples."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ class Averaging(ABC):
 
     is_stateful = False
     measures_before = False
+    judges_own = False  # whether clients judge with what they keep
+    counts_once = False  # whether every reply has the weight 1, whatever its client says
 
     def require(self, cohort: int) -> None:  # noqa: B027 - what most of them say
         """Any number of replies will do."""
@@ -38,8 +41,8 @@ class Averaging(ABC):
         return Reply(update.client, float(update.examples), {UPDATE: update.delta}), {}
 
     def receive(self, reply: Reply, frame: Frame) -> Reply:
-        """The reply as it is."""
-        return reply
+        """The reply as it is, with the weight 1 where all count once."""
+        return replace(reply, weight=1.0) if self.counts_once else reply
 
     def discount(self, staleness: int) -> float:
         """What a reply counts that was trained on weights `staleness` rounds old."""

@@ -22,6 +22,7 @@ class Ditto(Averaging):
     kind: Literal["ditto"] = "ditto"
     strength: float = 0.1
     is_stateful = True
+    judges_own = True
 
     def __post_init__(self) -> None:
         checks.at_least("strength", self.strength, 0)

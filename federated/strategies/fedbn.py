@@ -33,6 +33,7 @@ class FedBN(Averaging):
 
     kind: Literal["fedbn"] = "fedbn"
     is_stateful = True
+    judges_own = True
 
     def kept(self, frame: Frame, task: Task) -> Tensor:
         """Which numbers of a vector stay with the client, bool [D]. Raises ConfigError if none does."""

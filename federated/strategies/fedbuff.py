@@ -28,6 +28,8 @@ class FedBuff(Averaging):
     server_lr: float = 1.0
     server_momentum: float = 0.0
 
+    counts_once = True
+
     def __post_init__(self) -> None:
         checks.at_least("buffer", self.buffer, 1)
         checks.at_least("concurrency", self.concurrency, 1)

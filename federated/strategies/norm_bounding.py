@@ -24,6 +24,8 @@ class NormBounding(Averaging):
     bound: float = 1.0
     server_lr: float = 1.0
 
+    counts_once = True
+
     def __post_init__(self) -> None:
         for name in ("bound", "server_lr"):
             if not getattr(self, name) > 0:

@@ -27,6 +27,7 @@ class QFedAvg(Averaging):
     kind: Literal["qfedavg"] = "qfedavg"
     q: float = 0.1
     measures_before = True
+    counts_once = True
 
     def __post_init__(self) -> None:
         checks.at_least("q", self.q, 0)

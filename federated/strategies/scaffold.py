@@ -33,6 +33,7 @@ class Scaffold(Averaging):
     server_lr: float = 1.0
     momentum: float = 0.0
     is_stateful = True
+    counts_once = True
 
     def __post_init__(self) -> None:
         checks.positive("server_lr", self.server_lr)

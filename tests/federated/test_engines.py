@@ -54,7 +54,7 @@ class Backwards(LocalPool):
     """Gives its results in the reverse order, as workers might."""
 
     def run(self, fn: Any, items: Mapping[Any, Any], cost: Any = None) -> Iterator[Done[Any, Any]]:
-        return iter(list(super().run(fn, dict(reversed(items.items())))))
+        return iter(list(super().run(fn, dict(reversed(list(items.items()))))))
 
 
 @pytest.mark.parametrize("kind", ADDITIVE)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,36 @@ def test_a_config_file_is_short_says_its_command_and_runs(path: Path, monkeypatc
 def test_the_config_files_that_scripts_rely_on_are_there() -> None:
     wanted = {"digits", "digits-scaffold", "digits-devices", "digits-async", "digits-attack", "topics"}
     assert wanted <= {path.stem for path in CONFIGS}
+
+
+def test_a_run_that_is_gone_on_with_before_its_first_checkpoint_begins_with_its_init_again(
+    tmp_path: Path, file: str
+) -> None:
+    first, whole, resumed = tmp_path / "first", tmp_path / "whole", tmp_path / "resumed"
+    assert simulate(file, f"run_dir={first}", "--quiet") == 0
+    assert simulate(file, f"run_dir={whole}", f"init={first}", "--quiet") == 0
+    assert simulate(file, f"run_dir={resumed}", f"init={first}", "--quiet") == 0
+    for left in ("checkpoints", "model"):
+        shutil.rmtree(resumed / left)  # as if it had been killed before it could save anything
+    (resumed / "summary.json").unlink()
+    assert simulate(file, f"run_dir={resumed}", "resume=true", "--quiet") == 0
+    sha = [json.loads((run / "summary.json").read_text())["weights_sha256"] for run in (first, whole, resumed)]
+    assert sha[1] == sha[2] != sha[0]
+
+
+def test_a_run_killed_after_its_last_round_still_tells_how_the_clients_fare(tmp_path: Path, file: str) -> None:
+    run = tmp_path / "run"
+    assert simulate(file, f"run_dir={run}", "--quiet") == 0
+    before = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").unlink()
+    assert simulate(file, f"run_dir={run}", "resume=true", "--quiet") == 0
+    after = json.loads((run / "summary.json").read_text())
+    for name in ("evaluation", "weights_sha256", "simulated_s", "metrics"):
+        assert after[name] == before[name], name
+
+
+def test_a_federation_in_which_no_reply_counts_for_three_rounds_ends_with_the_first_fault(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(file, "max_norm=1e-9", "rounds=5") == 5
+    assert "no reply has counted in 3 rounds; client" in capsys.readouterr().err
