@@ -21,13 +21,6 @@ from bench.measure import alternate, emit
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "bench" / "peers" / "flower_app"
 CLIENTS, PAIRS = 100, 3
-OURS = """
-import json, sys
-from pathlib import Path
-from core.pool import LocalPool
-from federated.flower.foreign import simulate
-simulate(Path(sys.argv[1]), LocalPool(), int(sys.argv[2]), json.loads(sys.argv[3]), lambda record: None)
-"""
 
 
 def run() -> None:
@@ -48,7 +41,9 @@ def run() -> None:
 
 
 def _ours(config: dict[str, Any], accuracy: list[float]) -> float:
-    command = [sys.executable, "-c", OURS, str(APP), str(CLIENTS), json.dumps(config)]
+    words = [f"run_config.{key}={json.dumps(value)}" for key, value in config.items()]
+    simulate = ["federate", "simulate", "--quiet", "--app", str(APP), f"clients={CLIENTS}"]
+    command = [sys.executable, "-m", "hanse", *simulate, *words]
     return _timed(command, Path(config["out"]), dict(os.environ), accuracy)
 
 
