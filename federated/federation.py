@@ -28,6 +28,7 @@ from federated.site import Setting, training_only
 from federated.transforms.chain import bytes_up
 
 CHUNK_VECTORS, CHUNK_LOOP = 64, 5  # clients that are summed up together: as rows of one matrix; one after the other
+MOST_CHUNKS = 32  # of clients one after the other: the fewer, the fewer sums wait for their neighbor
 CHUNK_NUMBERS = 1 << 26  # in the matrix, at most
 
 
@@ -151,7 +152,7 @@ class Federation:
         """
         sizes = self.clients.sizes[[work.client for work in works]].tolist() if works else []
         ordered = [work for _, work in sorted(zip(sizes, works, strict=True), key=lambda one: (-one[0], one[1].client))]
-        size = CHUNK_LOOP
+        size = max(CHUNK_LOOP, -(-len(works) // MOST_CHUNKS))
         if self.setting.executor == "vmap":
             size = max(1, min(CHUNK_VECTORS, CHUNK_NUMBERS // self.frame.size))
         parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]

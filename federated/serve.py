@@ -53,6 +53,9 @@ def begin(federation: Federation, directory: RunDirectory, watch: Watch, round: 
     if federation.partition is not None and federation.central is not None:
         directory.replace(PICTURE, svg_picture(federation.partition, federation.central))
     watch.report({"event": "federation", **said_of(federation), "round": round})
+    if hasattr(federation.run.strategy, "kept"):
+        said = "norm layers stay with the clients; the server judges and saves the model with their first values"
+        watch.report({"event": "warning", "message": said})
 
 
 def said_of(federation: Federation) -> Record:

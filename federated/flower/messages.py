@@ -27,6 +27,7 @@ from federated.inspection import Expected, Shapes, fault, form, names_fault, sho
 ARRAYS, EXTRA, CONFIG, METRICS = "arrays", "extra", "config", "metrics"  # records
 WEIGHT, ROUND = "num-examples", "server-round"  # Flower's names for these numbers
 STYPE = "numpy.ndarray"  # what Flower calls the bytes of np.save
+MOST_EXAMPLES = 2**53  # beyond it float64 does not count
 MOST_METRICS = 64  # a client's numbers are kept for the whole run
 Config = dict[str, str | int | float | bool]
 
@@ -130,6 +131,13 @@ def read_reply(message: Message, expected: Expected, client: int | None = None) 
         return Fault(f"reply says it is of client {answer.reply.client}", client)
     text = fault(answer.reply, expected)
     return Fault(text, client) if text else answer
+
+
+def said_of_work(metrics: Mapping[str, float]) -> tuple[float, int, float]:
+    """What a client says of its training: mean loss, examples (0 if it says nothing sensible), norm of its update."""
+    examples = metrics.get("examples", 0.0)
+    whole = int(examples) if 0 <= examples <= MOST_EXAMPLES else 0
+    return metrics.get("loss", math.nan), whole, metrics.get("norm", math.nan)
 
 
 def weights_record(named: Mapping[str, Tensor]) -> ArrayRecord:

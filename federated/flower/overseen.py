@@ -3,7 +3,6 @@
 A reply that is not what our ClientApp sends would end the whole run in the strategy; here it is left out and named.
 """
 
-import math
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,17 @@ from core.randomness import seed_of
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
-from federated.flower.messages import ARRAYS, CONFIG, METRICS, ROUND, Fault, Malformed, read_reply, read_weights
+from federated.flower.messages import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    ROUND,
+    Fault,
+    Malformed,
+    read_reply,
+    read_weights,
+    said_of_work,
+)
 from federated.flower.remote import ANSWER_S, replies
 from federated.inspection import Expected, shapes
 from federated.intake import Told
@@ -135,8 +144,7 @@ class Overseen(Grid):
             if isinstance(answer, Fault):
                 told.append(Told(client, fault=answer.text))
                 continue
-            loss, examples, norm = (answer.metrics.get(name, math.nan) for name in ("loss", "examples", "norm"))
-            told.append(Told(client, loss, int(examples), norm, answer.reply.size_bytes))
+            told.append(Told(client, *said_of_work(answer.metrics), answer.reply.size_bytes))
             arrays = message.content[ARRAYS]  # in the model's order: some strategies go by that, not by names
             message.content[ARRAYS] = ArrayRecord({name: arrays[name] for name in self.expected.vectors})
             good.append(message)
@@ -163,8 +171,8 @@ class Overseen(Grid):
             if one.fault:
                 report({"event": "quarantined", "round": number, "client": one.client, **one.reason})
         record = {**self._place(number), "split": "train"}
-        if good:
-            record["loss"] = sum(one.loss * one.examples for one in good) / sum(one.examples for one in good)
+        if examples := sum(one.examples for one in good):
+            record["loss"] = sum(one.loss * one.examples for one in good) / examples
         record |= {"clients": len(good), "failed": len(told) - len(good)}
         record |= {"bytes_up": sum(one.bytes_up for one in told), "bytes_down": self.federation.bytes_down * len(told)}
         report({**record, "seconds": seconds, "time": round(time.time(), 3)})

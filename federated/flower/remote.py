@@ -17,7 +17,7 @@ from federated.engine import Chunks
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
-from federated.flower.messages import METRICS, Fault, order_record, read_reply, reason
+from federated.flower.messages import METRICS, Fault, order_record, read_reply, reason, said_of_work
 from federated.inspection import Expected, Ledger
 from federated.intake import Intake, Partial, Sent, Told
 from federated.judging import metrics_for
@@ -91,14 +91,7 @@ class GridEngine:
             return Sent(Told(client, fault=answer.text))
         if wrong := ledger.accept(client, answer.round, answer.run_id):
             return Sent(Told(client, fault=wrong))
-        numbers = answer.metrics
-        told = Told(
-            client,
-            numbers.get("loss", float("nan")),
-            int(numbers.get("examples", 0)),
-            numbers.get("norm", float("nan")),
-            answer.reply.size_bytes,
-        )
+        told = Told(client, *said_of_work(answer.metrics), answer.reply.size_bytes)
         return Sent(told, answer.reply)
 
 

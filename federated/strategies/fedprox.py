@@ -15,7 +15,7 @@ from federated.strategies.averaging import Averaging
 class FedProx(Averaging):
     """mu: a client's loss gains mu / 2 * |weights - the order's| ** 2 (equation 2). With mu 0 it is FedAvg.
 
-    The server half is FedAvg's, and takes what a client has got done by the deadline (algorithm 2: inexact solutions).
+    The server half is FedAvg's.
     """
 
     kind: Literal["fedprox"] = "fedprox"
