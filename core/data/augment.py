@@ -99,13 +99,16 @@ def cut_out(images: Tensor, key: Tensor, side: int) -> Tensor:
 
 
 def normal(key: Tensor, shape: torch.Size) -> Tensor:
-    """Standard normal draws [B, *shape] float32, by Box and Muller (1958)."""
+    """Standard normal draws [B, *shape] float32, by Box and Muller (1958).
+
+    In float64 to the end: the last bit of a logarithm or cosine may depend on where in memory its argument lies.
+    """
     count = math.prod(shape)
     half = (count + 1) // 2
     u = uniform(key, _NOISE, 2 * half)
-    radius = (-2 * (1 - u[:, :half]).float().log()).sqrt()  # 1 - u is taken in float64, where it is never 0
-    angle = (2 * math.pi * u[:, half:]).float()
-    draws = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    radius = (-2 * (1 - u[:, :half]).log()).sqrt()  # 1 - u is never 0 in float64
+    angle = 2 * math.pi * u[:, half:]
+    draws = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1).float()
     return draws[:, :count].view(len(key), *shape)
 
 
