@@ -70,8 +70,9 @@ def rows_of(size: int, full: int, rank: int, world: int, multiple: int = 1) -> R
     length = ceil_div(ceil_div(full, world), multiple) * multiple
     start = min(rank * share, size)
     count = min(share, size - start)
-    positions = (torch.arange(length) + start) % size
-    return Rows(positions, (torch.arange(length) < count).float(), start, count)
+    with torch.inference_mode(False):  # what is kept for later may be needed in training
+        positions = (torch.arange(length) + start) % size
+        return Rows(positions, (torch.arange(length) < count).float(), start, count)
 
 
 class Shard:

@@ -15,6 +15,7 @@ from torch import Tensor
 from core.data import Augment, Batch, Data, Image, Preprocess, Shard, Spec, Text, load
 from core.data.examples import Stacked
 from core.data.preprocess import ImageFit
+from core.data.shard import rows_of
 from core.errors import ConfigError
 
 
@@ -221,3 +222,9 @@ def test_a_block_of_steps_holds_the_batches_of_each(name: str, batch_size: int, 
                 batch = fresh.batch(train, step, noise)
                 assert batch.keys() == block.keys()
                 assert all(torch.equal(batch[key], block[key][i]) for key in batch)
+
+
+def test_rows_made_while_nothing_is_learned_can_be_trained_on_later() -> None:
+    with torch.inference_mode():
+        kept = rows_of(7, 9, 1, 3)
+    assert not kept.weight.is_inference() and rows_of(7, 9, 1, 3) is kept
