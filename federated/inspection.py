@@ -134,8 +134,3 @@ class Ledger:
             return f"client {client} has already replied to round {round}"
         self._open[client, round] -= 1
         return None
-
-    @property
-    def missing(self) -> tuple[tuple[int, int], ...]:
-        """Client and round of what has not come, in order."""
-        return tuple(sorted(self._open.elements()))

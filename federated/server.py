@@ -24,6 +24,7 @@ from federated.intake import Told, Work, must_collect
 from federated.judging import judge
 from federated.keeping import Keeping, Kept
 from federated.strategies.robust.rule import Robust
+from federated.telling import tell_round
 
 Record = dict[str, Any]
 MOST_BARREN = 3  # rounds
@@ -145,8 +146,8 @@ class Server:
         if self.collects:
             total = self._combined(plan.round, replies)
         self._step(plan.round, total)
-        self._require_replies(plan, told, total)
         self._tell(plan, sorted(told, key=lambda one: one.client), total, time.perf_counter() - began)
+        self._require_replies(plan, told, total)
 
     def _combined(self, round: int, replies: Sequence[Reply]) -> Total:
         """One update of all replies, in the order of their clients; nothing if there are too few for the rule."""
@@ -207,33 +208,17 @@ class Server:
             raise error
 
     def _tell(self, plan: Plan, told: Sequence[Told], total: Total, seconds: float) -> None:
-        """What the round says: one line of metrics, one of its clients, and an event for each that failed."""
-        report, good = self.watch.report, [one for one in told if not one.fault]
-        for one in told:
-            if one.fault:
-                event = "client_failed" if one.trace else "quarantined"
-                report({"event": event, "round": plan.round, "client": one.client, **one.reason})
-        examples = sum(one.examples for one in good)
-        record: Record = {"round": plan.round, "rounds": self.run.rounds, "split": "train"}
-        if examples:
-            record["loss"] = sum(one.loss * one.examples for one in good) / examples
         late = sum(one.reason == "too late" for one in plan.lost)
-        record |= {"clients": total.count, "failed": len(told) - len(good) + len(plan.lost) - late}
+        faults = sum(one.fault is not None for one in told)
+        numbers: Record = {"clients": total.count, "failed": faults + len(plan.lost) - late}
         if late:
-            record["late"] = late
-        record["bytes_up"] = sum(one.bytes_up for one in told)
-        record["bytes_down"] = self.federation.bytes_down * (len(plan.jobs) + len(plan.lost))
+            numbers["late"] = late
+        numbers["bytes_up"] = sum(one.bytes_up for one in told)
+        numbers["bytes_down"] = self.federation.bytes_down * (len(plan.jobs) + len(plan.lost))
         if self.run.devices is not None:
-            record["simulated_s"] = round(plan.ends_s, 3)
-        report({**record, "seconds": seconds, "time": round(time.time(), 3)})
-        columns = {
-            "client": [one.client for one in told],
-            "loss": [one.loss for one in told],
-            "examples": [one.examples for one in told],
-            "norm": [one.norm for one in told],
-        }
-        lost = [[one.client, one.reason] for one in plan.lost]
-        report({"round": plan.round, "split": "cohort", "cohort": columns, "lost": lost})
+            numbers["simulated_s"] = round(plan.ends_s, 3)
+        place, lost = {"round": plan.round, "rounds": self.run.rounds}, [[one.client, one.reason] for one in plan.lost]
+        tell_round(place, told, {**numbers, "seconds": seconds}, lost, self.watch.report)
 
     # --- saved and restored ----------------------------------------------------------------------------------------
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.data import Spec
-from core.learner import prepare
 from core.optim.stacked import Layout, Place
 from core.recipe import Recipe
 from core.task import Task
@@ -25,13 +23,8 @@ class Frame:
     buffers: tuple[Place, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, spec: Spec) -> "Frame":
-        """The frame of a recipe's models."""
-        return cls.around(prepare(recipe, spec), recipe)
-
-    @classmethod
     def around(cls, task: Task, recipe: Recipe) -> "Frame":
-        """The same of a task that is already there, with what is frozen frozen."""
+        """The frame of a task, in which what is frozen is frozen already."""
         layout = Layout.of(list(task.named_parameters()), recipe.optimizer)
         places, at = [], layout.size
         for name, buffer in task.named_buffers():

@@ -11,7 +11,7 @@ for plan in Schedule(clients=1000, cohort=50, rounds=100, seed=0, work=examples_
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,7 +36,7 @@ class Asynchronous:
 class Job:
     """One client's work, from the weights of round `round` to a reply that counts in round `counts_in`.
 
-    Their difference is its staleness. work: the share of the local work that is done. Seconds on the virtual clock.
+    Their difference is its staleness. Seconds are on the virtual clock.
     """
 
     client: int
@@ -44,7 +44,6 @@ class Job:
     counts_in: int
     begins_s: float
     ends_s: float
-    work: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -277,12 +276,3 @@ class _Buffering:
         self.draft = _Draft(self.draft.round + 1, self.now)
         self.drafts.append(self.draft)
         self.begun.clear()
-
-
-def timeline(plans: Iterable[Plan]) -> list[tuple[int, float, float, bool]]:
-    """(client, begins_s, ends_s, whether its reply counts) of all who were asked, by their beginning, for a picture."""
-    spans = []
-    for plan in plans:
-        spans += [(job.client, job.begins_s, job.ends_s, True) for job in plan.jobs]
-        spans += [(lost.client, lost.begins_s, lost.ends_s, False) for lost in plan.lost]
-    return sorted(spans, key=lambda span: (span[1], span[0]))

@@ -22,12 +22,11 @@ from torch import Tensor
 from core.errors import DataError
 from core.population.frame import Frame
 from federated.exchange import Order, Reply, Vectors
-from federated.inspection import Expected, Shapes, fault, form, names_fault, short
+from federated.inspection import LARGEST_WEIGHT, Expected, Shapes, fault, form, names_fault, short
 
 ARRAYS, EXTRA, CONFIG, METRICS = "arrays", "extra", "config", "metrics"  # records
 WEIGHT, ROUND = "num-examples", "server-round"  # Flower's names for these numbers
 STYPE = "numpy.ndarray"  # what Flower calls the bytes of np.save
-MOST_EXAMPLES = 2**53  # beyond it float64 does not count
 MOST_METRICS = 64  # a client's numbers are kept for the whole run
 Config = dict[str, str | int | float | bool]
 
@@ -136,7 +135,7 @@ def read_reply(message: Message, expected: Expected, client: int | None = None) 
 def said_of_work(metrics: Mapping[str, float]) -> tuple[float, int, float]:
     """What a client says of its training: mean loss, examples (0 if it says nothing sensible), norm of its update."""
     examples = metrics.get("examples", 0.0)
-    whole = int(examples) if 0 <= examples <= MOST_EXAMPLES else 0
+    whole = int(examples) if 0 <= examples <= LARGEST_WEIGHT else 0
     return metrics.get("loss", math.nan), whole, metrics.get("norm", math.nan)
 
 

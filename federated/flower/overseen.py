@@ -36,6 +36,7 @@ from federated.intake import Told
 from federated.judging import central_metrics, metrics_for, tell
 from federated.server import Watch
 from federated.site import Judged
+from federated.telling import tell_round
 
 Record = dict[str, Any]
 Answers = Mapping[int, Message | None]  # by client; None if it did not come in time
@@ -165,19 +166,10 @@ class Overseen(Grid):
         return good
 
     def _tell(self, number: int, told: Sequence[Told], seconds: float) -> None:
-        """The records that `federated.server.Server` makes of a round."""
-        report, good = self.watch.report, [one for one in told if not one.fault]
-        for one in told:
-            if one.fault:
-                report({"event": "quarantined", "round": number, "client": one.client, **one.reason})
-        record = {**self._place(number), "split": "train"}
-        if examples := sum(one.examples for one in good):
-            record["loss"] = sum(one.loss * one.examples for one in good) / examples
-        record |= {"clients": len(good), "failed": len(told) - len(good)}
-        record |= {"bytes_up": sum(one.bytes_up for one in told), "bytes_down": self.federation.bytes_down * len(told)}
-        report({**record, "seconds": seconds, "time": round(time.time(), 3)})
-        columns = {name: [getattr(one, name) for one in told] for name in ("client", "loss", "examples", "norm")}
-        report({"round": number, "split": "cohort", "cohort": columns, "lost": []})
+        faults = sum(one.fault is not None for one in told)
+        numbers: Record = {"clients": len(told) - faults, "failed": faults}
+        numbers |= {"bytes_up": sum(one.bytes_up for one in told), "bytes_down": self.federation.bytes_down * len(told)}
+        tell_round(self._place(number), told, {**numbers, "seconds": seconds}, [], self.watch.report)
 
     def _place(self, round: int) -> Record:
         return {"round": round, "rounds": self.federation.run.rounds}

@@ -18,14 +18,13 @@ from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
 from federated.flower.messages import METRICS, Fault, order_record, read_reply, reason, said_of_work
-from federated.inspection import Expected, Ledger
+from federated.inspection import LARGEST_WEIGHT, Expected, Ledger
 from federated.intake import Intake, Partial, Sent, Told
 from federated.judging import metrics_for
 from federated.site import Judged
 from federated.transforms.chain import sent as sent_shapes
 
 CLIENT, SIZES = "client", ("examples", "held-out")  # what a node says of itself
-MOST = 1 << 53  # beyond it float64 cannot count
 ASK_S = 0.2  # between two looks for replies
 ANSWER_S = 3600.0  # how long an answer is waited for
 
@@ -122,7 +121,7 @@ def nodes_of(grid: Grid, clients: int, timeout_s: float = ANSWER_S) -> dict[int,
     for reply in replies(grid, messages, timeout_s):
         record = reply.content.get(METRICS) if reply.has_content() else None
         told = [record.get(name, 0) for name in (CLIENT, *SIZES)] if isinstance(record, MetricRecord) else []
-        numbers = [number for number in told if isinstance(number, int) and 0 <= number < MOST]
+        numbers = [number for number in told if isinstance(number, int) and 0 <= number < LARGEST_WEIGHT]
         if len(numbers) != 1 + len(SIZES):
             faults.append(reason(reply.error) if reply.has_error() else "something else than which client it is")
             continue

@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import ConfigError
 from federated.clock.devices import Constant, Devices, LogNormal
-from federated.clock.schedule import Asynchronous, Job, Plan, Schedule, timeline
+from federated.clock.schedule import Asynchronous, Job, Plan, Schedule
 
 FREE = {"down_mbps": Constant(value=1.0), "up_mbps": Constant(value=1.0), "latency_s": Constant(value=0.0)}
 EVEN = Devices(speed=Constant(value=1.0), **FREE)  # a client takes as many seconds as its number says, plus one
@@ -248,9 +248,9 @@ def test_plans_from_a_later_round_are_the_tail_of_all(schedule: Schedule) -> Non
 
 def test_out_of_step_as_many_as_said_are_at_work_at_any_time() -> None:
     plans = list(buffered(replace(VARIED, deadline_s=None), rounds=60).plans())
-    spans = timeline(plans)
+    spans = [(one.begins_s, one.ends_s) for plan in plans for one in (*plan.jobs, *plan.lost)]
     for moment in (plans[15].ends_s * i / 50 for i in range(50)):  # at the end some are in no plan
-        assert sum(begins <= moment < ends for _, begins, ends, _ in spans) == 20
+        assert sum(begins <= moment < ends for begins, ends in spans) == 20
 
 
 def test_out_of_step_replies_are_stale_by_about_concurrency_over_buffer() -> None:
@@ -314,18 +314,6 @@ def test_a_million_clients_are_not_looked_at(asynchronous: Asynchronous | None) 
     )
     assert len(list(schedule.plans())) == 5
     assert len(worked) <= 200
-
-
-def test_a_timeline_has_everyone_who_was_asked_in_order() -> None:
-    plans = by_hand(3, 2, devices=replace(EVEN, deadline_s=2.5))
-    assert timeline(iter(plans)) == [
-        (0, 0.0, 1.0, True),
-        (1, 0.0, 2.0, True),
-        (2, 0.0, 2.5, False),
-        (0, 2.5, 3.5, True),
-        (1, 2.5, 4.5, True),
-        (2, 2.5, 5.0, False),
-    ]
 
 
 @pytest.mark.parametrize(

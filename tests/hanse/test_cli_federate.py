@@ -17,6 +17,7 @@ from core.storage.store import RunDirectory, runs_root
 from hanse.cli import main
 from hanse.deployed import absolute
 from hanse.federate import parse_federate
+from tests.hanse.left import lines, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs/federate").glob("*.yaml") if "trees" not in path.stem)
@@ -43,15 +44,6 @@ def file(tmp_path: Path) -> str:
 
 def simulate(*words: object) -> int:
     return main(["federate", "simulate", *map(str, words)])
-
-
-def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return found
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_federation_leaves_everything_in_its_directory(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from core.data.sources.bundled import read_table
 from core.storage.store import runs_root
 from hanse.cli import main
+from tests.hanse.left import lines, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs/train").glob("*.yaml"))
@@ -29,15 +30,6 @@ def file(tmp_path: Path) -> str:
 
 def train(*words: object) -> int:
     return main(["train", *map(str, words)])
-
-
-def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return found
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_run_leaves_everything_in_its_directory(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from federated.trees.booster import predict
 from federated.trees.simulate import simulate_trees
 from hanse.cli import main
 from hanse.federate_trees import parse_trees
+from tests.hanse.left import lines, summary
 from tests.hanse.test_report import Checked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,17 +55,6 @@ def network(tmp_path: Path) -> str:
 
 def trees(*words: object) -> int:
     return main(["federate", "trees", *map(str, words)])
-
-
-def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return found
-
-
-def lines(path: Path, **wanted: object) -> list[dict[str, Any]]:
-    """The records of a file that have these values."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record for record in records if wanted.items() <= record.items()]
 
 
 # --- trees ---------------------------------------------------------------------------------------------------------
