@@ -199,7 +199,7 @@ def metrics_of(recipe: Recipe, shard: Shard) -> Metrics:
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether something happens after `step` finished steps: every so many (0: never), and after the last."""
+    """Whether something happens after `step` finished steps or rounds: every so many (0: never), and after the last."""
     return step == steps or (every > 0 and step % every == 0)
 
 

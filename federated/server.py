@@ -15,6 +15,7 @@ from torch import Tensor
 from core.errors import ConfigError, DataError, WorkerError
 from core.learner import Saver
 from core.storage.checkpoint import Snapshot
+from core.train import due
 from federated.clock.schedule import Plan
 from federated.engine import Engine
 from federated.exchange import UPDATE, Order, Reply, Total, Vectors, stacked
@@ -123,7 +124,7 @@ class Server:
         return judge(self.federation, self.engine, order, self.keeping, self.watch.report)
 
     def _is_due(self, every: int) -> bool:
-        return self.state.round == self.run.rounds or (every > 0 and self.state.round % every == 0)
+        return due(self.state.round, every, self.run.rounds)
 
     def _order(self, round: int) -> Order:
         return Order(round, self.state.weights, self.strategy.extra(self.state.server))

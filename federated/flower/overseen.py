@@ -16,6 +16,7 @@ from flwr.supercore.run import Run
 
 from core.errors import WorkerError
 from core.randomness import seed_of
+from core.train import due
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
@@ -175,8 +176,7 @@ class Overseen(Grid):
         return {"round": round, "rounds": self.federation.run.rounds}
 
     def _is_due(self, round: int) -> bool:
-        every = self.federation.run.evaluate.every
-        return round == self.federation.run.rounds or (every > 0 and round % every == 0)
+        return due(round, self.federation.run.evaluate.every, self.federation.run.rounds)
 
 
 def _round_of(messages: Sequence[Message]) -> int:
