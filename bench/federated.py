@@ -49,7 +49,7 @@ def small(workload: str, pairs: int, whole: bool = False) -> None:
 
 
 def on_two_workers(workload: str, pairs: int) -> None:
-    """Rounds a second on two Ray workers of one thread, beside two actors, and beside two processes."""
+    """Rounds a second on two workers of one thread, beside two actors, and beside two processes."""
 
     def ours() -> float:
         return pace(hanse(workload, "--workers", "2"))
@@ -93,9 +93,10 @@ def memory() -> None:
 
 def first_round() -> None:
     """From Enter to the end of the first round of `configs/federate/digits.yaml`."""
-    for words in (["engine=inproc"], ["engine=pool", "workers=2"]):
+    pool = ["engine=pool", "workers=2"]
+    for what, words in (("this process", []), ("2 processes", pool), ("2 Ray workers", [*pool, "address=local"])):
         seconds = sorted(seconds_to_first_round(words) for _ in range(3))
-        emit(f"digits, {words[0]}: seconds from Enter to the first finished round", ours=seconds[1], all=seconds)
+        emit(f"digits, {what}: seconds from Enter to the first finished round", ours=seconds[1], all=seconds)
 
 
 def seconds_to_first_round(words: list[str]) -> float:

@@ -1,18 +1,21 @@
-"""`RayPool` with two workers beside two plain Ray actors: trivial items a second, as many in flight, and 200 MB of
-weights given to both: the seconds until each has summed its half, and the memory that it takes."""
+"""`RayPool` with two workers beside two plain Ray actors, and `ProcessPool` beside the standard library's executor:
+trivial items a second, 200 MB of weights given to both (the seconds until each has summed its half, and the memory that
+it takes), and the time until workers that need torch are there."""
 
 import functools
+import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from bench.measure import alternate, emit
-from cluster.pool import RayPool
+from cluster.pool import RayPool, ray_pool
 from cluster.session import session
-from core.pool import Shared
+from core.pool import ProcessPool, Shared, WorkerPool
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +48,52 @@ def run() -> None:
         "pool of 2, copies of 200 MB of weights in memory, over ray.put and plain actors",
         **alternate(lambda: _pool_copies(few, weights), lambda: _plain_copies(few, weights), 3),
     )
+    _processes(few, weights)
+
+
+def _processes(few: Weights, weights: Weights) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(2, preload=("torch",)) as pool, ProcessPoolExecutor(2, mp_context=context) as executor:
+        _pool_items(pool), _executor_items(executor)
+        emit(
+            "2 processes, trivial items/s, over concurrent.futures",
+            **alternate(lambda: _pool_items(pool), lambda: _executor_items(executor), 7),
+        )
+        _share(pool, few)
+        seconds, copies = zip(*(_share(pool, weights) for _ in range(7)), strict=True)
+        emit("2 processes, seconds until each has summed its half of 200 MB of weights", ours=sorted(seconds)[3])
+        emit("2 processes, copies of 200 MB of weights in memory", ours=sorted(copies)[3])
+    emit(
+        "seconds until 2 workers have imported torch and done an item, over a RayPool",
+        **alternate(_start_of_processes, _start_of_actors, 3),
+    )
+
+
+def _start_of_processes() -> float:
+    began = time.perf_counter()
+    with ProcessPool(2, preload=("torch",)) as pool:
+        list(pool.run(with_torch, {0: 0, 1: 1}))
+        return time.perf_counter() - began
+
+
+def _start_of_actors() -> float:
+    began = time.perf_counter()
+    with ray_pool(2) as pool:
+        list(pool.run(with_torch, {0: 0, 1: 1}))
+        return time.perf_counter() - began
+
+
+def with_torch(item: int) -> str:
+    import torch
+
+    return torch.__version__
+
+
+def _executor_items(executor: ProcessPoolExecutor) -> float:
+    """As many under way as the executor likes."""
+    began = time.perf_counter()
+    count = sum(1 for _ in executor.map(same, range(ITEMS)))
+    return count / (time.perf_counter() - began)
 
 
 def _pool_copies(few: Weights, weights: Weights) -> float:
@@ -95,7 +144,7 @@ def _plain_actors(number: int) -> list[Any]:
     return actors
 
 
-def _pool_items(pool: RayPool) -> float:
+def _pool_items(pool: WorkerPool) -> float:
     began = time.perf_counter()
     count = sum(1 for _ in pool.run(same, {i: i for i in range(ITEMS)}))
     return count / (time.perf_counter() - began)
@@ -124,7 +173,7 @@ def _weights() -> Weights:
     return {str(i): torch.randn(LAYER_BYTES // 4) for i in range(LAYERS)}
 
 
-def _share(pool: RayPool, weights: Weights) -> tuple[float, float]:
+def _share(pool: WorkerPool, weights: Weights) -> tuple[float, float]:
     """Seconds, and copies in memory beside the one that is given."""
     before, began = _memory(), time.perf_counter()
     shared = pool.share(weights)

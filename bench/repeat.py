@@ -8,13 +8,12 @@ import torch
 
 import hanse
 from bench.measure import alternate, emit
-from cluster.pool import ray_pool
 from core.config import override, parse, parse_run, read
 from core.data import load
 from core.ensemble.repeat import Repeat, members
 from core.ensemble.train import summaries
 from core.execute import score
-from core.pool import WorkerPool
+from core.pool import ProcessPool, WorkerPool
 from core.recipe import Recipe, TrainRun
 from core.runtime import LOCAL
 from core.storage.store import RunDirectory
@@ -34,8 +33,8 @@ def run() -> None:
     figures = alternate(lambda: 1 / _one_run(0), lambda: 1 / _runs(), 2)
     emit("5 folds x 4 seeds in this process, over 20 runs in a row", threads=1, **figures)
     figures = alternate(lambda: 1 / _one_run(2), lambda: 1 / _runs(), 2)
-    emit("5 folds x 4 seeds over 2 workers, Ray's start included, over 20 runs in a row", threads=1, **figures)
-    with ray_pool(2) as pool:
+    emit("5 folds x 4 seeds over 2 workers, their start included, over 20 runs in a row", threads=1, **figures)
+    with ProcessPool(2) as pool:
         _over(pool)  # the workers' imports
         figures = alternate(lambda: 1 / _over(pool), lambda: 1 / _fits(), 2)
     emit("5 folds x 4 seeds over 2 workers that were there before, over 20 bare fits in a row", threads=1, **figures)

@@ -1,6 +1,6 @@
 """`RayPool`: a `core.pool.WorkerPool` of persistent Ray actors, inside an open session.
 
-    with ray_pool(workers=4) as pool:
+    with ray_pool(workers=4, address="head:10001") as pool:
         weights = pool.share(model.state_dict())
         for done in pool.run(functools.partial(score, weights), clients): ...
 
@@ -10,49 +10,36 @@ A worker that dies is replaced and its items run again; workers join and leave w
 import contextlib
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster.session import session
 from core.errors import ConfigError, ResourceError
-from core.pool import Done, ItemTimes, K, require_alone, require_open
+from core.pool.crew import Crew, Member, require_positive
+from core.pool.outcome import Outcome
+from core.pool.protocol import not_ours, require_open
 
 if TYPE_CHECKING:
     import ray
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(eq=False)
-class Member:
-    """One actor as its pool sees it: `queue` are its unfinished items in order."""
+class Hand:
+    """How an actor is reached, and the names of the shared values that it has heard of."""
 
-    number: int
     actor: Any
-    place: str = ""  # its process and machine, once it is up
-    queue: "dict[ray.ObjectRef[Any], Any]" = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
-    run: object = None  # the run whose function it was sent
-    is_leaving: bool = False
 
 
-class RayPool:
-    """Workers that stay, each an actor with its own process; see `core.pool.WorkerPool` for what they promise.
+class RayPool(Crew):
+    """Workers that stay, each an actor with its own process; see `core.pool.crew.Crew` for what they promise.
 
-    They start at once, side by side, and a run begins with the first that is up. Where the cluster has room for only
-    some, the run goes on with those, and the others join when there is room; ResourceError if no node could ever hold
-    one, or if none has started after `start_timeout_s`. A worker sees the GPUs of its share, and none without one;
-    torch in it uses `cpus_per_worker` threads.
-
-    An item whose worker dies runs again; if it was certainly being executed (no other was with the worker) twice in a
-    row, the run ends with a WorkerError. So an item may run more than once, also where one was given to a worker ahead
-    and the one before it takes unexpectedly long; its result counts once.
-
-    A result that cannot be serialized, or whose tensors, arrays and strings take more than `max_result_bytes`, is a
-    WorkerError. Tensors in shared values and results arrive detached and on the CPU, without copies: those of a shared
-    value must not be written to. Arrays arrive read-only.
+    Where the cluster has room for only some, a run goes on with those, and the others join when there is room;
+    ResourceError if no node could ever hold one, or if none has started after `start_timeout_s`. A worker sees the GPUs
+    of its share, and none without one; torch in it uses `cpus_per_worker` threads.
     """
 
     def __init__(
@@ -65,7 +52,7 @@ class RayPool:
         max_result_bytes: int = 1 << 30,
         start_timeout_s: float = 120.0,
     ) -> None:
-        _require_positive(workers)
+        super().__init__(workers, max_result_bytes, start_timeout_s)
         import ray
 
         from cluster.pool_worker import Worker  # imports ray, which must find its settings
@@ -76,27 +63,16 @@ class RayPool:
             num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, resources=dict(resources or {}), max_restarts=0
         )
         self._arguments = (cpus_per_worker, gpus_per_worker, max_result_bytes)
-        self.max_result_bytes, self.start_timeout_s = max_result_bytes, start_timeout_s
-        self.times = ItemTimes()
-        self.members: list[Member] = []
         self.shares: dict[str, ray.ObjectRef[Any]] = {}
-        self._target, self._started, self._is_running = workers, 0, False
-        self.is_open = True
         self.reconcile()
 
-    @property
-    def workers(self) -> int:
-        """How many there are; one that is starting, or being replaced, counts."""
-        return self._target
+    def hire(self, number: int) -> Member:
+        return Member(number, Hand(self._actor.remote(*self._arguments)))
 
-    def resize(self, workers: int) -> None:
-        """Starts workers, or lets some leave when they have finished their item. May be called during a run, also from
-        another thread, which the run notices within a fraction of a second."""
-        require_open(self.is_open)
-        _require_positive(workers)
-        self._target = workers
-        if not self._is_running:
-            self.reconcile()
+    def dismiss(self, member: Member) -> None:
+        import ray
+
+        ray.kill(member.hand.actor)
 
     def share(self, value: T) -> "RayShared[T]":
         """`value` in Ray's object store: one copy on each machine, which all its workers read."""
@@ -116,73 +92,59 @@ class RayPool:
         """Frees a shared value, here and in the workers."""
         _forget(self.shares, name)
         for member in self.members:
-            self.synchronize(member)
+            self._synchronize(member.hand)
 
-    def synchronize(self, member: Member) -> None:
+    def _synchronize(self, hand: Hand) -> None:
         """Tells a worker which shared values there are; its later items may read them."""
-        if member.holds != self.shares.keys():
-            if gone := member.holds - self.shares.keys():
-                member.actor.drop.remote(list(gone))
-            if new := {name: [ref] for name, ref in self.shares.items() if name not in member.holds}:
-                member.actor.hold.remote(new)
-            member.holds = set(self.shares)
+        if hand.holds != self.shares.keys():
+            if gone := hand.holds - self.shares.keys():
+                hand.actor.drop.remote(list(gone))
+            if new := {name: [ref] for name, ref in self.shares.items() if name not in hand.holds}:
+                hand.actor.hold.remote(new)
+            hand.holds = set(self.shares)
 
-    def run(
-        self, fn: Callable[[T], R], items: Mapping[K, T], cost: Mapping[K, float] | None = None
-    ) -> Iterator[Done[K, R]]:
-        """See `core.pool.WorkerPool.run`. Only a few items a worker are under way at any time: one, one more while
-        there are plenty for all, or a few while items take milliseconds, so that no worker waits for its next."""
-        require_open(self.is_open)
-        from cluster.pool_send import put_function, require_serializable
+    def packed(self, fn: Callable[[Any], Any]) -> "ray.ObjectRef[Any]":
+        from cluster.pool_send import put_function
 
-        function = put_function(fn)
+        return put_function(fn)
+
+    def require_sendable(self, items: Mapping[Any, Any]) -> None:
+        from cluster.pool_send import require_serializable
+
         require_serializable(items)
-        return self._results(function, items, self.times.longest_first(items, cost or {}))
 
-    def _results(self, function: "ray.ObjectRef[Any]", items: Mapping[K, T], order: list[K]) -> Iterator[Done[K, Any]]:
-        from cluster.pool_run import Run
+    def begin(self, member: Member, function: "ray.ObjectRef[Any]") -> "ray.ObjectRef[Any]":
+        call: ray.ObjectRef[Any] = member.hand.actor.begin.remote([function])
+        return call
 
-        require_alone(self._is_running)
-        require_open(self.is_open)
-        self._is_running = True
-        try:
-            yield from Run(self, function, items, order).results()
-        finally:
-            self._is_running = False
+    def work(self, member: Member, item: Any) -> "ray.ObjectRef[Any]":
+        self._synchronize(member.hand)
+        call: ray.ObjectRef[Any] = member.hand.actor.work.remote(item)
+        return call
 
-    def reconcile(self) -> None:
-        """Starts the workers that are missing; ends those that are too many and have nothing left to do."""
-        staying = [member for member in self.members if not member.is_leaving]
-        for _ in range(self._target - len(staying)):
-            self.members.append(Member(self._started, self._actor.remote(*self._arguments)))
-            self._started += 1
-        if len(staying) > self._target:
-            idle_first = sorted(staying, key=lambda member: len(member.queue))
-            for member in idle_first[: len(staying) - self._target]:
-                member.is_leaving = True
-        for member in [m for m in self.members if m.is_leaving and not m.queue]:
-            self.end(member)
-
-    def end(self, member: Member) -> None:
-        """Ends a worker, whatever it is doing."""
+    def wait(self, calls: "Sequence[ray.ObjectRef[Any]]", timeout_s: float) -> "list[ray.ObjectRef[Any]]":
         import ray
 
-        self.members.remove(member)
-        ray.kill(member.actor)
+        ready, rest = ray.wait(list(calls), timeout=timeout_s)
+        if ready and rest:  # all that are there: asking for one at a time costs a search through all of them each
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return ready
+
+    def outcomes(self, calls: "Sequence[ray.ObjectRef[Any]]") -> list[Outcome | str]:
+        from cluster.pool_send import outcomes
+
+        return outcomes(calls)
+
+    def no_room(self) -> str:
+        import ray
+
+        free: Any = ray.available_resources()  # type: ignore[no-untyped-call]
+        return f"the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
 
     def close(self) -> None:
-        """Ends the workers at once, also in the middle of a run; a second call does nothing."""
-        self.is_open = False
-        for member in list(self.members):
-            self.end(member)
+        super().close()
         for name in list(self.shares):
             _forget(self.shares, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
 
 
 class RayShared(Generic[T]):
@@ -201,7 +163,7 @@ class RayShared(Generic[T]):
     def release(self) -> None:
         """Frees the value. Raises ConfigError in a worker: only the process that shared it knows who needs it."""
         if self._pool is None:
-            raise ConfigError("share: a worker cannot release a value; do it where it was shared")
+            raise not_ours()
         self._pool.release(self._name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -218,7 +180,7 @@ def ray_pool(
     resources: Mapping[str, float] | None = None,
 ) -> Iterator[RayPool]:
     """A session and a pool in it: a Ray on this machine, or the cluster at `address`. Raises what both raise."""
-    _require_positive(workers)
+    require_positive(workers)
     needs: dict[str, Any] = {"gpus_per_worker": gpus_per_worker, "resources": resources}
     with (
         session(address, workers * cpus_per_worker),
@@ -232,11 +194,6 @@ def _forget(shares: "dict[str, ray.ObjectRef[Any]]", name: str) -> None:
 
     shares.pop(name, None)
     drop(name)
-
-
-def _require_positive(workers: int) -> None:
-    if workers < 1:
-        raise ConfigError(f"workers: there must be at least one, not {workers}")
 
 
 def _require_fit(needs: dict[str, float]) -> None:

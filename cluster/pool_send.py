@@ -1,19 +1,30 @@
-"""What a `RayPool` sends to its workers, tried before anything runs: an error here is one line and says which part.
+"""What a `RayPool` sends to its workers, tried before anything runs: an error here is one line and says which part; and
+what comes back.
 
 Imported only while a session is open.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectStoreFullError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from cluster.pool_worker import tensors_as_arrays
 from core.errors import ConfigError, HanseError, ResourceError
+from core.pool.outcome import Lost, NotSent, Outcome
 
 CHUNK = 256  # items that are tried at once
+LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
 def put_function(fn: Any) -> "ray.ObjectRef[Any]":
@@ -60,6 +71,24 @@ def _refusal(what: str, error: Exception, hint: str = "") -> HanseError:
     if isinstance(error, HanseError):
         return error
     return ConfigError(f"{what} cannot be sent to a worker ({line_of(error)}){hint}")
+
+
+def outcomes(calls: "Sequence[ray.ObjectRef[Any]]") -> list[Outcome | str]:
+    """What calls gave that are over."""
+    try:
+        return list(ray.get(list(calls)))
+    except RayError:
+        return [_outcome(call) for call in calls]
+
+
+def _outcome(call: "ray.ObjectRef[Any]") -> Outcome | str:
+    try:
+        outcome: Outcome | str = ray.get(call)
+        return outcome
+    except LOST as error:
+        return Lost(line_of(error))
+    except RayError as error:
+        return NotSent(line_of(error))
 
 
 def line_of(error: BaseException) -> str:

@@ -4,22 +4,18 @@ Imported only while a session is open, since Ray reads its settings when it is i
 that a worker whose function needs none starts without it.
 """
 
-import dataclasses
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import ray
 from ray.util import deregister_serializer, register_serializer
 
-from core.pool import Failure, released
-
-if TYPE_CHECKING:
-    import torch
+from core.pool.outcome import TooLarge, attempt
+from core.pool.protocol import Failure, released
+from core.pool.tensors import as_array, as_tensor
 
 _held: dict[str, ray.ObjectRef[Any]] = {}  # what this process may read, by the name of the shared value
 _read: dict[str, Any] = {}  # what it has read: views of the object store, not copies
@@ -43,13 +39,6 @@ def read(name: str) -> Any:
             raise released()
         _read[name] = ray.get(_held[name])
     return _read[name]
-
-
-@dataclasses.dataclass(frozen=True)
-class TooLarge:
-    """A result that was not sent, and its bytes."""
-
-    size: int
 
 
 class Worker:
@@ -77,18 +66,11 @@ class Worker:
 
     def work(self, item: Any) -> tuple[float, Any] | Failure | TooLarge:
         """(seconds, result), or why there is none."""
-        began = time.perf_counter()
-        try:
-            result = self._fn(item)
-        except BaseException as error:  # noqa: BLE001 - the driver raises it; SystemExit would end the actor
-            return Failure.of(error)
-        seconds = time.perf_counter() - began
-        if (size := bytes_of(result)) > self._max_result_bytes:
-            return TooLarge(size)
+        outcome = attempt(self._fn, item, self._max_result_bytes)
         if not self._tensors_travel and "torch" in sys.modules:
             _register()
             self._tensors_travel = True
-        return seconds, result
+        return outcome
 
     def hold(self, shared: "dict[str, list[ray.ObjectRef[Any]]]") -> None:
         """Takes the handles of shared values; they are read when they are used."""
@@ -99,24 +81,6 @@ class Worker:
         """Lets go of shared values."""
         for name in names:
             drop(name)
-
-
-def bytes_of(value: Any) -> int:
-    """Bytes of the tensors, arrays, strings and bytes in a tree of dicts, lists, tuples, sets and dataclasses."""
-    total, waiting = 0, [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str | bytes | bytearray):
-            total += len(value)
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            waiting.extend(value)
-        elif isinstance(size := getattr(value, "nbytes", 0), int) and size:
-            total += size
-        elif dataclasses.is_dataclass(value):
-            waiting.extend(getattr(value, field.name) for field in dataclasses.fields(value))
-    return total
 
 
 @contextmanager
@@ -133,36 +97,4 @@ def tensors_as_arrays() -> Iterator[None]:
 
 
 def _register() -> None:
-    register_serializer(sys.modules["torch"].Tensor, serializer=_to_array, deserializer=_to_tensor)
-
-
-def _to_array(tensor: "torch.Tensor") -> tuple[Any, ...]:
-    """(bytes, name of the type, shape); bytes, since NumPy has no bfloat16. A sparse, quantized or meta tensor in
-    torch's own way: (function, arguments)."""
-    import torch
-
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        function, arguments = tensor.__reduce_ex__(2)[:2]
-        return function, arguments
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy(), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-
-
-def _to_tensor(packed: tuple[Any, ...]) -> "torch.Tensor":
-    import torch
-
-    if len(packed) == 2:
-        function, arguments = packed
-        tensor: torch.Tensor = function(*arguments)
-        return tensor
-    array, dtype, shape = packed
-    return torch.from_numpy(np.asarray(_Writable(array))).view(getattr(torch, dtype)).reshape(shape)
-
-
-class _Writable:
-    """The same memory as a read-only array, without the mark: torch has no read-only tensors, and warns."""
-
-    def __init__(self, array: "np.ndarray[Any, Any]") -> None:
-        self._array = array  # keeps the memory
-        interface = array.__array_interface__
-        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
+    register_serializer(sys.modules["torch"].Tensor, serializer=as_array, deserializer=as_tensor)

@@ -125,7 +125,8 @@ class TrainRun:
     `workers` 0 trains in this process, N on N Ray workers with the same numbers, `{min, max}` elastically. A worker
     whose processor share is below one shares a processor with others.
     `resume` true goes on in `run_dir`; a run's name or path goes on there. `init` starts from another run's weights.
-    `repeat` trains many members of the recipe, over seeds, folds or bootstraps, on a pool of the workers.
+    `repeat` trains many members of the recipe, over seeds, folds or bootstraps; the workers are then processes of this
+    machine, or with an `address` (`local`: one of its own) of Ray.
     """
 
     recipe: Recipe

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from federated.exchange import UPDATE, Reply
+from federated.norm import l2_norm
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]  # by name
 LARGEST_NORM = 1e19  # its square still fits float32, and with that the second moments of an optimizer
@@ -98,11 +99,11 @@ def _size_fault(name: str, tensor: Tensor, largest: float | None) -> str | None:
     """A sum of squares in float64 is finite if and only if all float32 numbers are, however large."""
     if not tensor.is_floating_point():
         return None
-    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-    if not math.isfinite(norm) and (count := int((~tensor.isfinite()).sum())):
+    length = l2_norm(tensor)
+    if not math.isfinite(length) and (count := int((~tensor.isfinite()).sum())):
         return f"{name} is not finite at {count} of {tensor.numel()}"
     largest = LARGEST_NORM if largest is None else largest
-    return f"{name} has norm {norm:.6g}, above {largest:g}" if norm > largest * (1 + ROUNDING) else None
+    return f"{name} has norm {length:.6g}, above {largest:g}" if length > largest * (1 + ROUNDING) else None
 
 
 class Ledger:

@@ -44,9 +44,10 @@ class FederateRun:
     `train.batch_size` is a client's batch, and the schedule goes over rounds. `transforms` change each update on its
     way to the server. `devices` puts the clients on a virtual clock; `attack` makes some of them hostile.
 
-    `engine`: `inproc` is this process, `pool` spreads clients over `workers` Ray workers, `flower` starts a SuperLink
-    and a SuperNode for each client. `backend` `vmap` trains clients as rows of one matrix, `loop` one after the other,
-    `auto` decides by the model. `max_norm` and `max_weight` bound what a reply may hold; null is no bound.
+    `engine`: `inproc` is this process, `pool` spreads clients over `workers` processes or, with an `address` (`local`:
+    one of its own), Ray workers; `flower` starts a SuperLink and a SuperNode for each client. `backend` `vmap` trains
+    clients as rows of one matrix, `loop` one after the other, `auto` decides by the model. `max_norm` and `max_weight`
+    bound what a reply may hold; null is no bound.
     """
 
     recipe: Recipe

@@ -26,6 +26,7 @@ from federated.clients import Clients
 from federated.exchange import UPDATE, Order, Personal, Pull, Reply, Update, Vectors
 from federated.inspection import Expected
 from federated.intake import Intake, Partial, Sent, Told, Work
+from federated.norm import l2_norm
 from federated.run import FederateRun
 from federated.transforms.chain import encode
 
@@ -204,9 +205,9 @@ class Site:
         if trained.error:
             return Sent(Told(client, trained.loss, examples, fault=trained.error))
         start = order.weights if job.start is None else job.start
-        delta, kept = trained.vector - start, dict[str, Tensor]()
+        kept = {} if self.kept is None else {"kept": torch.where(self.kept, trained.vector, 0.0)}
+        delta = trained.vector.sub_(start)  # in place: nobody needs the weights any more
         if self.kept is not None:
-            kept = {"kept": torch.where(self.kept, trained.vector, 0.0)}
             delta = torch.where(self.kept, 0.0, delta)
         lr = self.run.recipe.optimizer.lr * self._factor(order.round)
         before = self._before(order, begun) if self.strategy.measures_before else None
@@ -217,8 +218,7 @@ class Site:
         sent, errors = encode(
             self.run.transforms, self._forged(reply, order), errors, self.frame, seed, client, order.round
         )
-        norm = float(torch.linalg.vector_norm(delta[: self.frame.trainable], dtype=torch.float64))
-        told = Told(client, trained.loss, examples, norm, sent.size_bytes)
+        told = Told(client, trained.loss, examples, l2_norm(delta[: self.frame.trainable]), sent.size_bytes)
         keeps = {**_over(STRATEGY, mine), **_over(TRANSFORMS, errors)}
         return Sent(told, sent, keeps if self.strategy.is_stateful or errors else {})
 

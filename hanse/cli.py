@@ -179,20 +179,22 @@ def federate_simulate(
 
     \b
     hanse federate simulate configs/federate/digits.yaml                  in this process
-    hanse federate simulate FILE engine=pool workers=2                    on two Ray workers
+    hanse federate simulate FILE engine=pool workers=2                    on two processes
     hanse federate simulate FILE engine=flower clients=2                  on a real Flower deployment
     hanse federate simulate FILE resume=RUN                               where RUN was stopped
     hanse federate simulate --app DIR clients=100 run_config.lr=0.1       any Flower app
     """
-    from hanse.commands import federate as command
-
     given = [word for word in (file, *(words or [])) if word is not None]
+    if app is None and file is None:
+        raise click.UsageError("federate simulate: name a config file, or a Flower app with --app DIR")
     with Console.choose(json, quiet) as console:
         if app is not None:
-            return command.app(app, given, console)
-        if file is None:
-            raise click.UsageError("federate simulate: name a config file, or a Flower app with --app DIR")
-        return command.run(file, words or [], console)
+            from hanse.commands import federate_app
+
+            return federate_app.run(app, given, console)
+        from hanse.commands import federate as command
+
+        return command.run(str(file), words or [], console)
 
 
 @federate.command("partition")
@@ -216,7 +218,7 @@ def federate_trees(file: File, words: Words = None, json: Json = False, quiet: Q
     \b
     hanse federate trees configs/federate/trees.yaml                      every client grows, in each round
     hanse federate trees FILE trees.mode=cyclic trees.rounds=40           one client after the other
-    hanse federate trees FILE engine=pool workers=2                       on two Ray workers
+    hanse federate trees FILE engine=pool workers=2                       on two processes
     """
     from hanse.commands import federate as command
 

@@ -128,7 +128,7 @@ class PlainConsole(Console):
         print(error_line(message), file=sys.stderr, flush=True)
 
     def _print(self, *lines: str) -> None:
-        print("\n".join([*lines, ""]), end="", file=self._out or sys.stdout, flush=True)  # in one piece, as below
+        _write("\n".join([*lines, ""]), self._out or sys.stdout)  # in one piece, as below
 
 
 class JsonConsole(Console):
@@ -175,7 +175,17 @@ class JsonConsole(Console):
 
     def _print(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(jsonable(record), ensure_ascii=False, allow_nan=False) + "\n"
-        print(line, end="", file=self._out, flush=True)  # in one piece: Ctrl-C is reported from a thread of its own
+        _write(line, self._out)  # in one piece: Ctrl-C is reported from a thread of its own
+
+
+def _write(text: str, out: TextIO) -> None:
+    """Writes to whoever listens; when `| head` has read enough, a training goes on unheard."""
+    try:
+        print(text, end="", file=out, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())  # so that what is buffered, and what Python flushes at its end, goes there too
+        os.close(nowhere)
 
 
 def jsonable(value: Any) -> Any:

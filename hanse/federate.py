@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import open_run, saved_init
 from hanse.running import recorded, shown, stopping
+from hanse.workers import workers
 
 # What may be other when a federation goes on: none of it moves a weight of a round that was finished.
 FREE = {"name", "rounds", "train.evaluate_batch", "evaluate.every", "evaluate.clients", "evaluate.fine_tune_epochs"}
@@ -132,11 +132,11 @@ def engine_of(federation: Federation) -> Iterator[Engine]:
 
 @contextmanager
 def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
-    """The workers that the run asks for: this process, or those of Ray."""
+    """The workers that the run asks for: this process, or others."""
     if run.engine == "pool":
-        from cluster.pool import ray_pool
-
-        with ray_pool(run.workers, run.address, cpus_per_worker=run.cpus_per_worker) as pool:
+        with workers(
+            run.workers, run.address, cpus_per_worker=run.cpus_per_worker, preload=("federated.site",)
+        ) as pool:
             yield pool
     else:
         threads = torch.get_num_threads()
@@ -146,42 +146,6 @@ def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
                 yield local
         finally:
             torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class AppRun:
-    """Where a Flower app runs: over how many clients, in this process or on a pool of Ray workers."""
-
-    clients: int = 10
-    engine: Literal["inproc", "pool"] = "inproc"
-    workers: int = 2
-    address: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("clients", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.address is not None and self.engine != "pool":
-            raise ValueError("address only goes with engine=pool; set engine=pool")
-
-
-def simulate_app(directory: Path, run: AppRun, run_config: Mapping[str, Any], console: Console) -> dict[str, Any]:
-    """Runs a Flower app directory to its end: its summary."""
-    from federated.flower import foreign
-
-    def report(record: Record) -> None:
-        if record["event"] == "log" and not isinstance(console, JsonConsole):
-            console.event("log" if record["level"] == "INFO" else "warning", message=record["text"])
-        else:
-            console.event(record["event"], **{key: value for key, value in record.items() if key != "event"})
-
-    with ExitStack() as stack:
-        pool: WorkerPool = stack.enter_context(LocalPool())
-        if run.engine == "pool":
-            from cluster.pool import ray_pool
-
-            pool = stack.enter_context(ray_pool(run.workers, run.address))
-        return foreign.simulate(directory, pool, run.clients, run_config, report)
 
 
 def replay(path: Path, round: int, client: int) -> tuple[Told, Told | None]:

@@ -28,6 +28,7 @@ from hanse.console import Console
 from hanse.federate import Config, parse_federate
 from hanse.opening import origin_of
 from hanse.running import recorded, shown, stopping
+from hanse.workers import workers
 
 VERB = "federate-trees"  # in run.json
 MODEL = "booster.json"
@@ -122,9 +123,9 @@ def _judged(run: TreesRun, data: Data, forest: Forest) -> Summary:
 @contextmanager
 def _pool(run: TreesRun) -> Iterator[WorkerPool]:
     if run.engine == "pool":
-        from cluster.pool import ray_pool
-
-        with ray_pool(run.workers, run.address, cpus_per_worker=run.cpus_per_worker) as pool:
+        with workers(
+            run.workers, run.address, cpus_per_worker=run.cpus_per_worker, preload=("federated.trees.client_app",)
+        ) as pool:
             yield pool
     else:
         with LocalPool() as local:

@@ -56,8 +56,7 @@ def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
             directory.finish("done")
             return directory.path, summary
         directory.config(to_yaml(dump_run(dataclasses.replace(run, run_dir=None, resume=False))))
-        what = "finishing this step" + ("; members that have ended are kept" if run.repeat else " and saving it")
-        with recorded(directory), stopping(directory, console, what) as asked:
+        with recorded(directory), stopping(directory, console, "finishing this step and saving it") as asked:
             summary = _work(run, directory, console, asked)
         return directory.path, summary
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from core.ensemble.train import Share, summaries, train_members, train_share
 from core.errors import ConfigError, WorkerError
 from core.execute import Summary, note_data, require_same_data
 from core.pool import WorkerPool
+from core.population.choose import chosen
+from core.population.places import clear, reached
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.storage import artifact
@@ -21,6 +23,7 @@ from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from hanse import inference
 from hanse.crowd import Crowd
+from hanse.workers import workers
 
 PREDICTIONS = "predictions.csv"  # of every row that was held out, by the members that never saw it
 POLL_S = 0.25  # how often new records of the workers are looked for
@@ -37,7 +40,7 @@ class Watch:
 
 
 def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) -> Summary:
-    """Trains the members that have not come to their end; if then all have, concludes.
+    """Trains the members that have not come to their end, on from where they were; if then all have, concludes.
 
     Raises what training raises, and WorkerError if every member diverged.
     """
@@ -52,25 +55,39 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     there = summaries(directory)
     left = [spec for spec in specs if spec.name not in there]
     directory.event("repeat", members=len(specs), left=len(left))
-    directory.keep_metrics(lambda record: record.get("member") in there)  # the others begin again
+    steps = reached(directory.checkpoints, [spec.name for spec in specs])
+    directory.keep_metrics(lambda record: record.get("member") in there or _stays(record, steps))
     if left:
-        crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, watch.show)
-        _train(run, directory, left, replace(watch, show=crowd) if watch.in_sum else watch)
+        crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, _unnamed(watch.show))
+        _train(run, directory, specs, replace(watch, show=crowd) if watch.in_sum else watch)
     there = summaries(directory)
     ended = [there[spec.name] for spec in specs if spec.name in there]
     if len(ended) < len(specs):
-        steps = max((summary.get("steps", 0) for summary in ended), default=0)
-        return {"ended": "stopped", "steps": steps, "members": ended, "of": len(specs)}
+        most = max((summary.get("steps", 0) for summary in ended), default=0)
+        return {"ended": "stopped", "steps": most, "members": ended, "of": len(specs)}
+    clear(directory.checkpoints)
     return {**conclude(repeat, directory, ended), "wall_s": time.perf_counter() - began}
+
+
+def _stays(record: Record, steps: Mapping[str, int]) -> bool:
+    """Whether a member that goes on from its step in `steps` will not say this again."""
+    return bool(record.get("split") != "test" and record.get("step", 0) <= steps.get(str(record.get("member")), -1))
+
+
+def _unnamed(show: Callable[[Record], None]) -> Callable[[Record], None]:
+    """The names of all members of a population are for who goes on with the run, not for a line on a screen."""
+    return lambda record: show({key: value for key, value in record.items() if key != "names"})
 
 
 def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch) -> None:
     if run.workers:
-        from cluster.pool import ray_pool
-
         assert isinstance(run.workers, int), "core.support refuses elastic workers"
-        with ray_pool(
-            min(run.workers, len(specs)), run.address, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=_gpus(run)
+        with workers(
+            min(run.workers, len(specs)),
+            run.address,
+            cpus_per_worker=run.cpus_per_worker,
+            gpus_per_worker=_gpus(run),
+            preload=("core.ensemble.train",),
         ) as pool:
             spread(pool, run, directory, specs, watch)
         return
@@ -122,9 +139,19 @@ def spread(pool: WorkerPool, run: TrainRun, directory: RunDirectory, specs: Sequ
 
 
 def shares(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], workers: int) -> dict[str, Share]:
-    """The members in as many parts as there are workers, by their first name; neighbors, who share data, together."""
-    size = -(-len(specs) // workers)
-    parts = [specs[start : start + size] for start in range(0, len(specs), size)]
+    """The members that have not ended in as many parts as there are workers, by their first name; neighbors, who share
+    data, together. Those that were put together before stay so, also with those of them that have ended."""
+    there, before = summaries(directory), chosen(directory.run.events())
+    groups: dict[Any, list[MemberSpec]] = {}
+    for spec in specs:
+        known = before.get(spec.name)
+        groups.setdefault(known if known and known.choice.backend == "vmap" else spec.name, []).append(spec)
+    left = [group for group in groups.values() if any(spec.name not in there for spec in group)]
+    size, parts = -(-sum(map(len, left)) // workers), list[list[MemberSpec]]()
+    for group in left:
+        if not parts or len(parts[-1]) >= size:
+            parts.append([])
+        parts[-1] += group
     return {part[0].name: Share.of(run, directory, part) for part in parts}
 
 

@@ -1,5 +1,7 @@
 """What the tests of pools give to workers. It imports nothing heavy, so that a fresh worker is at work in a second."""
 
+import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -29,8 +31,26 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
+def double(x: Any) -> Any:
+    return 2 * x
+
+
 def process(item: int) -> int:
     return os.getpid()
+
+
+def interrupt(number: int) -> int:
+    """Sends its own process a signal."""
+    os.kill(os.getpid(), number)
+    return os.getpid()
+
+
+def is_imported(name: str) -> bool:
+    return name in sys.modules
+
+
+def file_of(module: str) -> str | None:
+    return importlib.import_module(module).__file__
 
 
 def surroundings(item: int) -> tuple[bool, str | None, str | None]:
@@ -58,6 +78,19 @@ def endless(started: Path) -> None:
     """Never ends by itself; writes its process's id when it starts."""
     _write(started, str(os.getpid()))
     threading.Event().wait()
+
+
+def deaf(started: Path | None) -> None:
+    """With a file never ends, and lets no other thread of its process run; writes its process's id when it starts."""
+    if started:
+        _write(started, str(os.getpid()))
+        ctypes.PyDLL(None).pause()
+
+
+def endless_or_second(item: tuple[Path | None, Any]) -> Any:
+    if item[0]:
+        endless(item[0])
+    return item[1]
 
 
 def endless_or_process(started: Path | None) -> int:

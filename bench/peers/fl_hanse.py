@@ -29,7 +29,7 @@ from core.data import Data, Preprocess, Spec, Table
 from core.data.examples import Stacked
 from core.models.layers import Dropout
 from core.optim import SGD
-from core.pool import LocalPool
+from core.pool import LocalPool, ProcessPool
 from core.recipe import Recipe, Training
 from federated.clock.schedule import Job, Plan
 from federated.engine import PoolEngine
@@ -137,9 +137,7 @@ def federation_of(w, backend="auto", workers=2):
 @contextmanager
 def engine_of(federation, workers, threads):
     if workers:
-        from cluster.pool import ray_pool
-
-        with ray_pool(workers, cpus_per_worker=threads) as pool:
+        with ProcessPool(workers, cpus_per_worker=threads, preload=("federated.site", "workloads")) as pool:
             yield PoolEngine(pool, federation.setting)
     else:
         torch.set_num_threads(threads)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from core.recipe import Recipe
 
+MOST = 10_000  # members: each is a model on the disk, and a wish for more is a slip of the finger
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -41,6 +43,11 @@ class Repeat:
             raise ValueError(
                 "seeds must be at least 2 where neither folds nor bootstraps is set, got 1; write for example "
                 "repeat.seeds=8, repeat.folds=5 or repeat.bootstraps=10"
+            )
+        if self.members > MOST:
+            raise ValueError(
+                f"seeds must leave at most {MOST:,} members in all, got {self.members:,}; lower seeds, folds or "
+                "bootstraps"
             )
 
     @property

@@ -1,13 +1,13 @@
 """The members of a repeat, trained by whoever takes a share of them: this process, or a worker of a pool.
 
 Each member leaves a model directory `model/NAME` and then its summary `members/NAME.json`, the last thing written: a
-member that has one is never trained again, whatever killed the run.
+member that has one has ended, whatever kills the run. Until then `checkpoints/` holds what it goes on from.
 """
 
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from core.ensemble.repeat import MemberSpec
 from core.errors import DataError, ResourceError
 from core.execute import Summary, digest, out_of_memory, require_same_data, score
 from core.population import Member, Outcome, fit_all
+from core.population.choose import chosen
 from core.population.memory import free_memory
+from core.population.places import Places
 from core.recipe import Recipe, TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.storage import artifact
@@ -65,9 +67,16 @@ def train_share(share: Share) -> None:
 def train_members(
     run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], runtime: Runtime, data_path: str | None = None
 ) -> None:
-    """Trains these members of the run, except those that have a summary. `data_path`: see `Share`."""
+    """Trains these members of the run, except those that have a summary, on from what they have left in `checkpoints`.
+
+    `specs`: with all that trained together before, also those that have ended. `data_path`: see `Share`.
+    """
     there = summaries(directory)
-    recipes = {spec.name: override(run.recipe, spec.overrides) for spec in specs if spec.name not in there}
+    places = Places(directory.checkpoints, there, chosen(directory.run.events()))
+    for record in places.read([spec.name for spec in specs]):
+        runtime.report(record)
+    needed = {spec.name for spec in specs if spec.name not in there} | places.rows
+    recipes = {spec.name: override(run.recipe, spec.overrides) for spec in specs if spec.name in needed}
     if not recipes:
         return
     sources = _Sources(directory)
@@ -75,7 +84,7 @@ def train_members(
     weights = artifact.read_weights(run.init) if run.init else None
     group = [Member(name, recipe, data[name].shard(), weights) for name, recipe in recipes.items()]
     by_name = {spec.name: spec for spec in specs}
-    training = replace(runtime, report=_without_starts(runtime.report))
+    training = replace(runtime, report=_of_members(runtime.report, there))
 
     def finished(outcome: Outcome) -> None:
         name = outcome.name
@@ -87,7 +96,7 @@ def train_members(
     workers = run.workers if isinstance(run.workers, int) else 1
     free = free_memory(runtime.device) // max(1, workers)
     with out_of_memory():
-        fit_all(group, run.repeat.backend if run.repeat else "auto", training, free, finished)
+        fit_all(group, run.repeat.backend if run.repeat else "auto", training, free, finished, places)
 
 
 def summaries(directory: RunDirectory) -> dict[str, Summary]:
@@ -116,9 +125,19 @@ class _Sources:
         return replace(self.loaded[key], seed=recipe.seed)
 
 
-def _without_starts(report: Callable[[Record], None]) -> Callable[[Record], None]:
-    """A member that starts must not drop the records of the others, as a run that is resumed drops its own."""
-    return lambda record: None if record.get("event") == "started" else report(record)
+def _of_members(report: Callable[[Record], None], ended: Collection[str]) -> Callable[[Record], None]:
+    """What members report. One that starts must not drop the records of the others, as a run that is resumed drops its
+    own; one that has ended, and moves on for others, has said it all before."""
+
+    def passed_on(record: Record) -> None:
+        if record.get("member") in ended:
+            return
+        if record.get("event") != "started":
+            report(record)
+        elif record["step"]:
+            report({**record, "event": "resumed"})
+
+    return passed_on
 
 
 def _save(

@@ -1,5 +1,6 @@
 """Plain convolutional network: convolution, norm, ReLU, pooling, and again; then one hidden layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,9 @@ class CNN:
         return self.channels[-1] * height * width
 
 
+POOLS: dict[Pool, Callable[[int], nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d, "none": nn.Identity}
+
+
 class CNNNetwork(nn.Module):
     """inputs [B, C, H, W] -> [B, outputs]."""
 
@@ -69,7 +73,7 @@ class CNNNetwork(nn.Module):
             for a, b in zip(inputs, config.channels, strict=True)
         )
         self.norms = nn.ModuleList(norm_2d(config.norm, channels) for channels in config.channels)
-        self.pool = config.pool
+        self.pool = POOLS[config.pool](2)
         self.hidden = nn.Linear(flat_size, config.hidden) if config.hidden else None
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(config.hidden or flat_size, spec.outputs)
@@ -77,9 +81,7 @@ class CNNNetwork(nn.Module):
     def forward(self, inputs: Tensor, key: Tensor | None = None) -> Tensor:
         x = inputs
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.relu(norm(convolution(x)))
-            if self.pool != "none":
-                x = F.max_pool2d(x, 2) if self.pool == "max" else F.avg_pool2d(x, 2)
+            x = self.pool(F.relu(norm(convolution(x))))
         x = x.flatten(1)
         if self.hidden is not None:
             x = F.relu(self.hidden(x))

@@ -17,7 +17,9 @@ from core.errors import ConfigError
 from core.optim.lion import LionOptimizer
 from core.optim.muon import MuonOptimizer
 from core.sharding import is_sharded
+from core.unhurried import spare_the_compiler
 
+spare_the_compiler()
 Named = Iterable[tuple[str, nn.Parameter]]
 Betas = tuple[float, float]
 Group = dict[str, Any]

@@ -5,42 +5,57 @@ from dataclasses import replace
 from torch import Tensor
 
 from core.errors import WorkerError
-from core.learner import put_weights
+from core.learner import Saver, put_weights
 from core.population.member import Member, Outcome
+from core.recipe import Training
 from core.runtime import LOCAL, Runtime
 from core.storage.checkpoint import Restored, Snapshot
-from core.train import fit
+from core.train import due, fit
 
 
-class KeepBest:
-    """Keeps the best weights of a fit in memory, where there is no directory for checkpoints."""
+class Keeper:
+    """Keeps the best weights of a fit in memory, and beside what it goes on from in `checkpoints`, if it has any.
 
-    def __init__(self) -> None:
-        self.weights: dict[str, Tensor] = {}
+    `fit` saves at every best evaluation and at its end. What is kept of many small fits would take longer than they do,
+    so that only what `checkpoint_every` asks for, and where a fit is stopped, goes on to the disk.
+    """
+
+    def __init__(self, train: Training, runtime: Runtime, checkpoints: Saver | None) -> None:
+        self.train, self.runtime, self.checkpoints = train, runtime, checkpoints
+        self.best: dict[str, Tensor] = {}
 
     def save(self, snapshot: Snapshot, best: bool = False) -> None:
-        """Takes a copy of the weights if they are the best so far."""
-        if best:
-            self.weights = {name: tensor.clone() for name, tensor in snapshot.tensors["model"].items()}
+        """Takes a copy of the weights if they are the best so far, and saves the snapshot with those if it is time."""
+        if best and self.train.keep == "best":
+            self.best = {name: tensor.clone() for name, tensor in snapshot.tensors["model"].items()}
+        if self.checkpoints is None or snapshot.step >= self.train.steps:
+            return
+        if due(snapshot.step, self.train.checkpoint_every, self.train.steps) or self.runtime.should_stop():
+            self.checkpoints.save(replace(snapshot, tensors={**snapshot.tensors, "best": self.best}))
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Returns when all that was saved is kept."""
+        if self.checkpoints:
+            self.checkpoints.wait()
 
     def load_latest(self) -> Restored:
-        """Nothing: such a fit starts at its beginning."""
-        return Restored(None, ())
+        """What was saved last; nothing without a place for it."""
+        restored = self.checkpoints.load_latest() if self.checkpoints else Restored(None, ())
+        if restored.snapshot:
+            self.best = restored.snapshot.tensors["best"]
+        return restored
 
 
-def fit_alone(member: Member, runtime: Runtime = LOCAL) -> Outcome:
-    """Trains one member. A member that diverges has its error as outcome."""
-    report = runtime.report
+def fit_alone(member: Member, runtime: Runtime = LOCAL, checkpoints: Saver | None = None) -> Outcome:
+    """Trains one member, on from `checkpoints` if they hold any. A member that diverges has its error as outcome."""
+    report, train = runtime.report, member.recipe.train
     own = replace(runtime, report=lambda record: report({"member": member.name, **record}))
-    keeper = KeepBest() if member.recipe.train.keep == "best" else None
+    keeper = Keeper(train, runtime, checkpoints) if checkpoints or train.keep == "best" else None
     try:
         result = fit(member.recipe, member.shard, member.weights, own, keeper)
     except WorkerError as error:
         report({"event": "member_failed", "member": member.name, "reason": str(error)})
         return Outcome(member.name, error=error)
-    if keeper and keeper.weights:
-        put_weights(result.task, keeper.weights)
+    if keeper and keeper.best:
+        put_weights(result.task, keeper.best)
     return Outcome(member.name, result)

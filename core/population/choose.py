@@ -19,7 +19,7 @@ from core.population.lockstep import Lockstep
 from core.population.member import Finished, Member, Signature, ignore
 from core.population.memory import is_memory, members_at_once
 from core.population.population import Population
-from core.runtime import LOCAL, Runtime
+from core.runtime import LOCAL, Record, Runtime
 from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
@@ -36,6 +36,34 @@ class Choice:
     at_once: int = 1
     each_bytes: int = 0
 
+    def said(self, members: Sequence[Member], with_names: bool) -> Record:
+        """The event of a decision; with the members' names, `chosen` finds it again."""
+        said: Record = {"event": "population", "members": len(members), "backend": self.backend, "reason": self.reason}
+        if self.backend == "vmap":
+            said |= {"members_at_once": self.at_once, "bytes_per_member": self.each_bytes}
+        if with_names:
+            said["names"] = [member.name for member in members]
+        return said
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A decision that was made for these members when they began."""
+
+    choice: Choice
+    names: tuple[str, ...]
+
+
+def chosen(events: Sequence[Record]) -> dict[str, Chosen]:
+    """What a run's events say was decided, by member: an interrupted run does not decide anew."""
+    found: dict[str, Chosen] = {}
+    for event in events:
+        if event["event"] == "population" and "names" in event:
+            size = (event.get("members_at_once", 1), event.get("bytes_per_member", 0))
+            one = Chosen(Choice(event["backend"], event["reason"], *size), tuple(event["names"]))
+            found |= dict.fromkeys(one.names, one)
+    return found
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -44,9 +72,8 @@ class Begun:
     lockstep: Lockstep
     held: list[Callable[[], None]]
 
-    def go_on(self, runtime: Runtime, finished: Finished) -> Lockstep:
+    def go_on(self) -> Lockstep:
         """Says it; from now on members speak for themselves."""
-        self.lockstep.runtime, self.lockstep.finished = runtime, finished
         for say in self.held:
             say()
         return self.lockstep

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.data import Shard, Spec
 from core.errors import ConfigError, WorkerError
@@ -245,3 +245,12 @@ def _lay_out(learner: Learner) -> None:
     """Convolutions on a CPU are faster with the channels innermost."""
     if any(p.ndim == 4 for p in learner.task.parameters()):
         learner.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in learner.task.modules():
+            if isinstance(module, nn.MaxPool2d):
+                module.register_forward_hook(_keep_layout)
+
+
+def _keep_layout(pool: nn.Module, inputs: object, output: Tensor) -> None:
+    """The gradient that comes back from a layer behind a pooling, such as a flatten, is turned while it is small."""
+    if output.requires_grad:
+        output.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))

@@ -40,8 +40,12 @@ class Feed:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps, repeats or reorders members."""
+        before = self._most()
         self.members = [self.members[row] for row in rows]
         self.steps = [self.steps[row] for row in rows]
+        if before != self._most():  # fill that nobody left needs: sums are the same bits only over as many rows
+            self.count = self.at = 0
+            return
         index = torch.tensor(rows, dtype=torch.long, device=self.device)
         self.ready = {name: tensor[self.at :].index_select(1, index) for name, tensor in self.ready.items()}
         self.count, self.at = self.count - self.at, 0
@@ -50,6 +54,10 @@ class Feed:
         """Another member in this row, from its step `step` on."""
         self.members[row], self.steps[row] = member, step
         self.count = self.at = 0
+
+    def _most(self) -> int:
+        """R."""
+        return max((member.shard.rows(member.recipe.train) for member in self.members), default=0)
 
     def _prepare(self) -> None:
         began = time.perf_counter()

@@ -4,6 +4,7 @@ does: the same batches, evaluations, early stopping and errors, and the same num
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import nan
 
 import torch
@@ -11,29 +12,42 @@ from torch import Tensor
 
 from core import health
 from core.errors import WorkerError
-from core.learner import Learner, Progress, put_weights
+from core.learner import Learner, Progress, Saver, put_weights
 from core.meter import memory_bytes
 from core.population.feed import Feed
 from core.population.member import Finished, Member, Outcome, ignore
 from core.population.population import Moved, Population
 from core.recipe import Training
 from core.runtime import LOCAL, Record, Runtime
+from core.storage.checkpoint import Snapshot
 from core.task import Batch
 from core.train import Ended, Result, due, how_ended, require_validation, validate
 
 
 def fit_together(
-    members: Sequence[Member], runtime: Runtime = LOCAL, finished: Finished = ignore, begun: "Lockstep | None" = None
+    members: Sequence[Member],
+    runtime: Runtime = LOCAL,
+    finished: Finished = ignore,
+    begun: "Lockstep | None" = None,
+    checkpoints: Saver | None = None,
 ) -> list[Outcome]:
     """Trains members that share a signature as one population. Outcomes come in the members' order, to `finished` as
     they are there. `begun`: these members, which have already made some steps.
 
-    Raises ConfigError if they cannot be stacked, RuntimeError if an operation of the model cannot be.
+    Into `checkpoints` goes the beginning, as members may leave before the first `checkpoint_every` steps, then what
+    the recipe asks for, and where the run is stopped. Raises ConfigError if the members cannot be stacked, RuntimeError
+    if an operation of the model cannot be.
     """
-    lockstep = begun or Lockstep(members, runtime, finished)
+    lockstep = begun or Lockstep(members, runtime)
+    lockstep.runtime, lockstep.finished = runtime, finished
+    if checkpoints and not lockstep.is_restored:
+        checkpoints.save(lockstep.capture())
     while len(lockstep.population):
         lockstep.advance()
-        if runtime.should_stop():
+        stops = runtime.should_stop()
+        if checkpoints and lockstep.at and (stops or lockstep.is_due()):
+            checkpoints.save(lockstep.capture())
+        if stops:
             lockstep.end(dict.fromkeys(lockstep.at, "stopped"))
     return [lockstep.outcomes[member.name] for member in members]
 
@@ -53,6 +67,7 @@ class Lockstep:
         self.step = 0  # that all of them have made
         self.pauses = {m.name: (m.recipe.train.evaluate_every, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
+        self.is_restored = False
 
     def advance(self) -> None:
         """One step of every member that trains, and what is due after it."""
@@ -83,6 +98,40 @@ class Lockstep:
             self.population.select(keep)
             self.feed.select(keep)
             self.at = {name: row for row, name in enumerate(self.at)}
+
+    # --- saved and restored ----------------------------------------------------------------------------------------
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is; not where all have ended."""
+        return due(self.step, self.population.members[0].recipe.train.checkpoint_every, 0)
+
+    def capture(self) -> Snapshot:
+        """All that is not a function of the members and the step. The tensors change with the next one."""
+        best = {f"{name}/{key}": t for name, weights in self.best.items() for key, t in weights.items()}
+        state = {
+            "rows": [member.name for member in self.population.members],
+            "steps": self.population.steps,
+            "training": list(self.at),
+            "progress": {name: asdict(self.progress[name]) for name in self.at},
+        }
+        return Snapshot(self.step, {**self.population.tensors(), "best": best}, state)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on where a population with these members in its rows was captured, bit for bit on a CPU.
+
+        Raises Misfit, and is of no more use, if the snapshot does not fit.
+        """
+        state, rows = snapshot.state, [member.name for member in self.population.members]
+        assert state["rows"] == rows, "whoever restores takes the members from the snapshot"
+        self.population.put(snapshot.tensors, state["steps"])
+        self.step = self.reported = snapshot.step
+        self.feed.steps = [snapshot.step] * len(rows)
+        self.at = {name: rows.index(name) for name in state["training"]}
+        self.progress |= {name: Progress(**saved) for name, saved in state["progress"].items()}
+        for key, tensor in snapshot.tensors["best"].items():
+            name, _, parameter = key.partition("/")
+            self.best.setdefault(name, {})[parameter] = tensor.to(self.runtime.device)
+        self.is_restored = True
 
     # --- after a step ----------------------------------------------------------------------------------------------
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from core.learner import Pull, freeze, prepare
 from core.models.layers import Dropout
 from core.optim.stacked import Layout, column, stack
+from core.population.linear import StackedLinears
 from core.population.member import Member, Signature
 from core.population.recorded import Recording
 from core.precision import Precision
@@ -47,6 +48,10 @@ class Moved:
     norms: Tensor | None = None
     moved: Tensor | None = None
     gradients: Tensor | None = None
+
+
+class Misfit(DataError):
+    """What was saved is not of these members."""
 
 
 class Population:
@@ -141,12 +146,15 @@ class Population:
         """The members' shares [N] of their losses in a micro-batch, and the gradients [N, D] of those."""
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
-            with self.precision.autocast(), _kernels(rows.device):
+            with self.precision.autocast(), _kernels(rows.device), self._linears():
                 each, weights = self._forward(rows, fixed, buffers, micro)
             whole = nonzero((weights * micro["weight"]).sum(1)) if total is None else total
             share = (each * micro["weight"]).sum(1) / whole
             (gradient,) = torch.autograd.grad(share.sum(), rows)
         return share.detach(), gradient
+
+    def _linears(self) -> AbstractContextManager[Any]:
+        return StackedLinears() if self.precision.dtype is None and not self.is_compiled else nullcontext()
 
     def _can_record(self) -> bool:
         """Whether a step is a plain function of its tensors: none of them is changed on the way."""
@@ -226,6 +234,28 @@ class Population:
         self._schedules = list(dict.fromkeys(wanted))
         places = {schedule: place for place, schedule in enumerate(self._schedules)}
         self._plans = [places[schedule] for schedule in wanted]
+
+    # --- saved and restored ----------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensors]:
+        """All that a step reads or changes, in groups for a snapshot; the tensors themselves, not copies."""
+        return {
+            "population": {"rows": self.rows, **self.fixed, **self.buffers},
+            "optimizer": dict(self.optimizer.state),
+        }
+
+    def put(self, saved: dict[str, Tensors], steps: Sequence[int]) -> None:
+        """Takes over what `tensors` gave of a population with the same members in its rows, and its `steps`.
+
+        Raises Misfit, and changes nothing, if it does not fit.
+        """
+        for group, own in self.tensors().items():
+            if _shapes(own) != _shapes(saved.get(group, {})):
+                raise Misfit(f"its {group} has other tensors than these members")
+        for group, own in self.tensors().items():
+            for name, tensor in own.items():
+                tensor.copy_(saved[group][name])
+        self.steps = list(steps)
 
     # --- slots -----------------------------------------------------------------------------------------------------
 
@@ -402,6 +432,10 @@ def _member(
     """What vmap lifts: the task of one member, whose weights are `row`, on its rows -> losses [R], weights [R]."""
     losses, weights = functional_call(task, {**layout.split(row), **fixed, **buffers}, (batch,))
     return losses, weights
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _state_of(task: nn.Module) -> list[tuple[str, Tensor]]:

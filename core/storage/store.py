@@ -408,7 +408,7 @@ def _process() -> Record:
 
 def _check_unused(path: Path) -> None:
     if is_run(path):
-        is_vain = read_run(path).status == "failed" and not any((path / "checkpoints").glob("step-*"))
+        is_vain = read_run(path).status == "failed" and not any((path / "checkpoints").rglob("step-*"))
         way_out = f"remove it with `hanse runs remove {path}`" if is_vain else "go on with it by resume=true"
         raise ConfigError(f"run_dir: {path} already holds a run; {way_out}, or name another")
     if extra := sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")):

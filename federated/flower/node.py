@@ -18,7 +18,9 @@ from flwr.supercore.run import Run
 
 from core.pool import Failure, Shared
 from core.randomness import seed_of
+from core.unhurried import spare_the_compiler
 
+spare_the_compiler()  # also for optimizers that an app makes
 FIRST_NODE = 2  # the node of partition 0; 1 is the server and 0 is reserved
 
 

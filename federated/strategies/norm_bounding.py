@@ -8,6 +8,7 @@ from torch import Tensor
 
 from core.population.frame import Frame
 from federated.exchange import UPDATE, Order, Reply, Total, Update, Vectors
+from federated.norm import l2_norm
 from federated.strategies.averaging import Averaging
 
 
@@ -45,7 +46,7 @@ class NormBounding(Averaging):
 
 def clipped(vector: Tensor, bound: float, trainable: int) -> Tensor:
     """The vector [D] with its first `trainable` numbers scaled so that their L2 norm is at most `bound`."""
-    norm = float(torch.linalg.vector_norm(vector[:trainable], dtype=torch.float64))
-    if norm <= bound:
+    length = l2_norm(vector[:trainable])
+    if length <= bound:
         return vector
-    return torch.cat([vector[:trainable] * (bound / norm), vector[trainable:]])
+    return torch.cat([vector[:trainable] * (bound / length), vector[trainable:]])

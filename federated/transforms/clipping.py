@@ -3,11 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from core.population.frame import Frame
 from federated.exchange import UPDATE, Reply, Vectors
+from federated.norm import l2_norm
 
 SLACK = 1e-4  # relative; float32 products of an honest client are off by less than 1e-6
 
@@ -40,23 +38,18 @@ class Clipping:
         """The reply as it is, or clipped again. Raises ValueError if there is no update, or where `above` says so."""
         if UPDATE not in reply.payload or not reply.payload[UPDATE].is_floating_point():
             raise ValueError("update is missing")
-        norm = norm_of(reply.payload[UPDATE][: frame.trainable])
-        if not norm > self.norm * (1 + SLACK):
+        length = l2_norm(reply.payload[UPDATE][: frame.trainable])
+        if not length > self.norm * (1 + SLACK):
             return reply
         if self.above == "refuse":
-            raise ValueError(f"update has norm {norm:.6g}, above {self.norm:g}")
+            raise ValueError(f"update has norm {length:.6g}, above {self.norm:g}")
         return self._clipped(reply, frame)
 
     def _clipped(self, reply: Reply, frame: Frame) -> Reply:
         update = reply.payload[UPDATE]
-        norm = norm_of(update[: frame.trainable])
-        if not norm > self.norm:  # also where the norm is NaN
+        length = l2_norm(update[: frame.trainable])
+        if not length > self.norm:  # also where the norm is NaN
             return reply
         update = update.clone()
-        update[: frame.trainable] *= self.norm / norm
+        update[: frame.trainable] *= self.norm / length
         return replace(reply, payload=reply.payload | {UPDATE: update})
-
-
-def norm_of(vector: Tensor) -> float:
-    """The L2 norm of a floating-point tensor, summed in float64: no float32 number is too large for it."""
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

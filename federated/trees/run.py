@@ -16,7 +16,7 @@ class TreesRun:
 
     `target` says what is predicted: a class, or a real value. Each client holds out the share `held_out` of its rows.
     `seed` addresses every draw, those of the trees too. `engine`: `inproc` is this process, `pool` spreads clients over
-    `workers` Ray workers.
+    `workers` processes or, with an `address`, Ray workers.
     """
 
     data: DataConfig

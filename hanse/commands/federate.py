@@ -1,7 +1,6 @@
 """`hanse federate simulate|partition|trees|statistics`: clients that keep their data, here, on Ray, or on a real Flower
 deployment."""
 
-import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hanse.commands.train import headline, reference
 from hanse.console import Console, JsonConsole
 from hanse.format import duration
 from hanse.interrupt import INTERRUPTED
+from hanse.workers import place_of
 
 
 def run(file: str, words: Sequence[str], console: Console) -> int:
@@ -34,25 +34,6 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
     console.say(f"report  {path / 'report.html'}")
     name = reference(path)
     console.end(path, _shown(summary, console), [f"hanse evaluate {name}", f"hanse runs show {name}"])
-    return 0
-
-
-def app(directory: str, words: Sequence[str], console: Console) -> int:
-    """Runs any Flower app directory on our engine."""
-    overrides = read_overrides(words)
-    run_config = {k.removeprefix("run_config."): v for k, v in overrides.items() if k.startswith("run_config.")}
-    own = {key: value for key, value in overrides.items() if not key.startswith("run_config.")}
-    known = [field.name for field in dataclasses.fields(federate.AppRun)]
-    for key in own:
-        if key not in known:
-            raise ConfigError(
-                f"{key}: a Flower app is told {', '.join(known)} and run_config.KEY; the rest is the app's own"
-            )
-    wanted = parse(federate.AppRun, own)
-    console.header(f"hanse federate simulate --app  {directory}", {"clients": wanted.clients, "engine": wanted.engine})
-    summary = federate.simulate_app(Path(directory), wanted, run_config, console)
-    console.close()
-    console.end(None, summary)
     return 0
 
 
@@ -93,7 +74,7 @@ def trees(file: str, words: Sequence[str], console: Console) -> int:
         "clients": wanted.clients or "one of each value",
         "partition": wanted.partition.kind,
         "rounds": grown.rounds,
-        "engine": f"{wanted.workers} Ray workers" if wanted.engine == "pool" else "this process",
+        "engine": place_of(wanted.workers, wanted.address) if wanted.engine == "pool" else "this process",
         "seed": wanted.seed,
     }
     console.header(f"hanse federate trees  {wanted.name}", fields)
@@ -146,7 +127,7 @@ def _header(run: FederateRun) -> dict[str, object]:
     recipe = run.recipe
     where = {
         "inproc": "this process",
-        "pool": f"{run.workers} Ray workers at {run.address or 'this machine'}",
+        "pool": place_of(run.workers, run.address),
         "flower": "a Flower deployment on this machine",
     }
     local = f"{run.local_steps} steps" if run.local_steps else f"{run.local_epochs:g} epochs"

@@ -12,6 +12,7 @@ from hanse import launch
 from hanse.console import Console, JsonConsole
 from hanse.format import number, size
 from hanse.interrupt import INTERRUPTED
+from hanse.workers import place_of
 
 if TYPE_CHECKING:  # only names: training needs no estimate
     from core.data import Spec
@@ -141,7 +142,7 @@ def shown_members(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _header(train: TrainRun) -> dict[str, object]:
-    recipe, where = train.recipe, train.address or "this machine"
+    recipe = train.recipe
     repeat = train.repeat and {
         "repeat": ", ".join(
             f"{count} {name}"
@@ -149,13 +150,19 @@ def _header(train: TrainRun) -> dict[str, object]:
             if (count := getattr(train.repeat, name)) > (name == "seeds")
         )
     }
-    workers = train.workers if isinstance(train.workers, int) else f"{train.workers.min} to {train.workers.max}"
     return {
         "model": recipe.model.kind,
         "data": f"{recipe.data.kind} {recipe.data.path}",
         "optimizer": f"{recipe.optimizer.kind} lr {recipe.optimizer.lr:g}",
         "steps": f"{number(recipe.train.steps)} of batch {recipe.train.batch_size}",
-        "workers": f"{workers} on Ray at {where}" if workers else f"in this process, device {train.device}",
+        "workers": _place(train) if train.workers else f"in this process, device {train.device}",
         "seed": recipe.seed,
         **(repeat or {}),
     }
+
+
+def _place(train: TrainRun) -> str:
+    if train.repeat and isinstance(train.workers, int):
+        return place_of(train.workers, train.address)
+    count = train.workers if isinstance(train.workers, int) else f"{train.workers.min} to {train.workers.max}"
+    return f"{count} on Ray at {train.address or 'this machine'}"

@@ -1,6 +1,7 @@
 """Every engine against the plain loop, and against each other."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from core.config import parse_run
 from core.errors import DataError
-from core.pool import Done, LocalPool
+from core.pool import Done, LocalPool, ProcessPool, WorkerPool
 from federated.engine import PoolEngine
 from federated.federation import Federation
 from federated.run import FederateRun
@@ -116,11 +117,18 @@ def test_the_order_of_completion_changes_no_bit(strategy: dict[str, Any], backen
     assert torch.equal(served(found, local(found)), served(found, backwards))
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_two_workers_on_ray_change_no_bit() -> None:
+@contextmanager
+def ray() -> Iterator[WorkerPool]:
     from cluster.pool import ray_pool
 
+    with ray_pool(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    "two_workers", [lambda: ProcessPool(2), pytest.param(ray, marks=[pytest.mark.ray, pytest.mark.slow])]
+)
+def test_two_workers_change_no_bit(two_workers: Callable[[], AbstractContextManager[WorkerPool]]) -> None:
     changes: list[dict[str, Any]] = [
         {"backend": "loop", "clients": 30, "cohort": 14},
         {"backend": "vmap", "clients": 30, "cohort": 14},
@@ -130,7 +138,7 @@ def test_two_workers_on_ray_change_no_bit() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ray_pool(2) as pool:
+        with two_workers() as pool:
             for change in changes:
                 found = federation(**change)
                 here, there = served(found, local(found)), served(found, PoolEngine(pool, found.setting))

@@ -15,9 +15,8 @@ from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from cluster.pool import ray_pool
 from core.errors import ConfigError, WorkerError
-from core.pool import LocalPool, WorkerPool
+from core.pool import LocalPool, ProcessPool, WorkerPool
 from federated.flower import foreign
 from federated.flower.foreign import simulate
 from federated.flower.node import addressed
@@ -260,9 +259,7 @@ def test_libraries_of_an_environment_inside_the_apps_directory_stay_loaded(tmp_p
         del sys.modules["lodged_library"]
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_workers_in_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
     def all_of(pool: WorkerPool) -> list[Any]:
         plain = run("plain", tmp_path, pool=pool, draw=True, **{"fail-partition": 2})
@@ -283,5 +280,5 @@ def test_workers_in_other_processes_give_the_same_numbers(tmp_path: Path) -> Non
 
     local = all_of(LocalPool())
     assert local[1] > 0
-    with ray_pool(2, cpus_per_worker=0.5) as pool:
+    with ProcessPool(2, cpus_per_worker=0.5) as pool:
         assert all_of(pool) == local

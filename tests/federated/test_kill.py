@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.pool import ray_pool
+from core.pool import ProcessPool
 from federated.engine import PoolEngine
 from tests.federated.killing import Killing
 from tests.federated.reference import served
@@ -29,7 +29,6 @@ def test_a_server_killed_at_twelve_points_comes_to_the_same_weights(tmp_path: Pa
     assert {line["weights"] for line in killed} == {sound["weights"]}
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path) -> None:
     found = federation(strategy={"kind": "scaffold"}, clients=20, cohort=10, backend="loop")
@@ -42,7 +41,7 @@ def test_a_worker_killed_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path)
     victim = list(found.schedule.plans())[1].jobs[-1].client
     marker = tmp_path / "killed"
     killing = replace(found, clients=Killing(found.clients, victim, str(marker)))
-    with ray_pool(2) as pool:
+    with ProcessPool(2) as pool:
         got = served(killing, PoolEngine(pool, killing.setting))
     assert marker.exists(), "a worker was killed"
     assert torch.equal(got, wanted)

@@ -23,6 +23,7 @@ from core.data.examples import Stacked
 from core.data.preprocess import Number, TableFit
 from core.errors import ConfigError, DataError, ResourceError, WorkerError
 from core.metrics import Metrics, exact_auc
+from core.pool import ProcessPool
 from core.randomness import generator
 from federated.clients import PartitionedClients
 from federated.partition import IID, make_partition
@@ -162,12 +163,10 @@ def test_clients_with_equal_rows_draw_different_ones_for_their_trees() -> None:
     assert first["split_conditions"] != second["split_conditions"]
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_workers_in_other_processes_grow_the_same_forest() -> None:
-    pool = pytest.importorskip("cluster.pool", reason="needs ray")
     config = TreesConfig(rounds=3, subsample=0.6)
-    with pool.ray_pool(2, cpus_per_worker=0.5) as workers:
+    with ProcessPool(2, cpus_per_worker=0.5) as workers:
         assert simulate_trees(config, cancer(5), workers) == simulate_trees(config, cancer(5))
 
 

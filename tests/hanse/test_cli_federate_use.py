@@ -274,7 +274,7 @@ def test_with_json_a_flower_app_tells_its_exchanges_and_failures(
         (["clients=0"], "clients: must be at least 1, got 0"),
         (["clients=1"], "clients: the app's strategy waits for 2 nodes and there are 1; raise clients"),
         (["engine=flower"], "engine: should be 'inproc' or 'pool', got 'flower'"),
-        (["address=head:6379"], "address: only goes with engine=pool"),
+        (["address=head:6379", "engine=inproc"], "address: only goes with engine=pool"),
         (["train.lr=1"], "train.lr: a Flower app is told"),
     ],
 )

@@ -113,3 +113,10 @@ def test_a_repeat_keeps_the_fold_that_the_recipe_names() -> None:
     for repeat in (Repeat(seeds=2), Repeat(bootstraps=2)):
         splits = [override(recipe, member.overrides).data.split for member in members(recipe, repeat)]
         assert all((split.folds, split.fold) == (4, 2) for split in splits)
+
+
+@pytest.mark.parametrize("repeat", [{"seeds": 10_001}, {"seeds": 101, "folds": 100}, {"bootstraps": 10**9}], ids=str)
+def test_more_members_than_anyone_means_are_refused(repeat: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"at most 10,000 members in all, got .*; lower seeds, folds or bootstraps"):
+        Repeat(**repeat)
+    assert Repeat(seeds=100, folds=100).members == 10_000

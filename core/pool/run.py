@@ -1,22 +1,16 @@
-"""One run of a `RayPool`: which item goes to which worker and when, what came back, and what a dead worker was doing.
-
-Every item that is under way is one call to an actor, which executes its calls in order. Imported only while a session
-is open.
+"""One run of a pool of processes: which item goes to which worker and when, what came back, and what a dead worker was
+doing. Every item that is under way is one call to a worker, which executes its calls in order.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
-
-from cluster.pool import Member, RayPool
-from cluster.pool_send import line_of
-from cluster.pool_worker import TooLarge
 from core.errors import HanseError, ResourceError, WorkerError
-from core.pool import Done, Failure, require_open
+from core.pool.crew import Call, Crew, Member
+from core.pool.outcome import Lost, NotSent, TooLarge
+from core.pool.protocol import Done, Failure, require_open
 
 POLL_S = 0.2  # how soon a change of the pool's size is noticed while every worker is busy
 GRACE_S = 0.2  # for items that a canceled run leaves behind to end by themselves, before their workers are replaced
@@ -26,20 +20,19 @@ PLENTY = 2  # items for each worker that still wait: then one ahead costs nothin
 RECENT = 16  # results whose longest stands for an item that has never run
 STRIKES = 2  # deaths in a row while the same item was executed
 FAILED_STARTS = 3  # a worker, none of them good, before the run gives up
-LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
 class Run:
-    """The items of one call of `RayPool.run`, with the function in the object store."""
+    """The items of one call of a pool's `run`, with the function as it is sent."""
 
-    def __init__(self, pool: RayPool, fn: "ray.ObjectRef[Any]", items: Mapping[Any, Any], order: list[Any]) -> None:
+    def __init__(self, pool: Crew, fn: Any, items: Mapping[Any, Any], order: list[Any]) -> None:
         self.pool, self.fn, self.items = pool, fn, items
         self.waiting = deque(order)
-        self.joining: dict[ray.ObjectRef[Any], Member] = {}
+        self.joining: dict[Call, Member] = {}
         self.joined: list[Member] = []
-        self.working: dict[ray.ObjectRef[Any], Member] = {}
-        self.stale: dict[ray.ObjectRef[Any], Member] = {}  # calls whose items were given to another worker
-        self.deaths: dict[Member, RayError] = {}  # of workers some of whose items may still have ended well
+        self.working: dict[Call, Member] = {}
+        self.stale: dict[Call, Member] = {}  # calls whose items were given to another worker
+        self.deaths: dict[Member, Lost] = {}  # of workers some of whose items may still have ended well
         self.suspects: set[Any] = set()  # items that were with a worker when it died: they run with none beside them
         self.strikes: dict[Any, int] = {}
         self.recent: deque[float] = deque(maxlen=RECENT)
@@ -53,7 +46,7 @@ class Run:
                 require_open(self.pool.is_open)
                 self._gather()
                 self._feed()
-                ready = _ready([*self.joining, *self.working], POLL_S)
+                ready = self.pool.wait([*self.joining, *self.working], POLL_S)
                 yield from self._take(ready)
                 if not ready:
                     self._take_back()
@@ -70,7 +63,7 @@ class Run:
         for member in self.pool.members:
             if member.run is not self and not member.is_leaving:
                 member.run = self
-                self.joining[member.actor.begin.remote([self.fn])] = member
+                self.joining[self.pool.begin(member, self.fn)] = member
         self.joined = [member for member in self.joined if not member.is_leaving]
 
     def _feed(self) -> None:
@@ -99,37 +92,36 @@ class Run:
         return sum(self.pool.times.of(key) or unknown for key in keys) < AHEAD_S
 
     def _submit(self, member: Member, key: Any) -> None:
-        self.pool.synchronize(member)
-        ref = member.actor.work.remote(self.items[key])
-        member.queue[ref] = key
-        self.working[ref] = member
+        call = self.pool.work(member, self.items[key])
+        member.queue[call] = key
+        self.working[call] = member
 
     def _take_back(self) -> None:
-        """An item that was given ahead, behind one that takes unexpectedly long, goes to a worker that has none. Ray
-        cannot take a call back from an actor, so the first one may do it all the same; nobody looks at what it gives.
+        """An item that was given ahead, behind one that takes unexpectedly long, goes to a worker that has none. A
+        call cannot be taken back, so the first one may do it all the same; nobody looks at what it gives.
         """
         if self.waiting or all(member.queue for member in self.joined):
             return
         for member in self.joined:
-            for ref in list(member.queue)[1:]:
-                self.stale[ref] = self.working.pop(ref)
-                self.waiting.append(member.queue.pop(ref))
+            for call in list(member.queue)[1:]:
+                self.stale[call] = self.working.pop(call)
+                self.waiting.append(member.queue.pop(call))
 
-    def _take(self, ready: "list[ray.ObjectRef[Any]]") -> Iterator[Done[Any, Any]]:
+    def _take(self, ready: list[Call]) -> Iterator[Done[Any, Any]]:
         """What came back; an error is raised after the results that came with it."""
         error: HanseError | None = None
         done = []
-        for ref, outcome in zip(ready, _outcomes(ready), strict=True):
-            if ref in self.joining:
-                error = self._join(self.joining.pop(ref), outcome) or error
+        for call, outcome in zip(ready, self.pool.outcomes(ready), strict=True):
+            if call in self.joining:
+                error = self._join(self.joining.pop(call), outcome) or error
                 continue
-            member = self.working.pop(ref)
-            if isinstance(outcome, LOST):
+            member = self.working.pop(call)
+            if isinstance(outcome, Lost):
                 if member not in self.deaths:
-                    ray.kill(member.actor)  # it may merely be out of reach; its other items shall not run twice
+                    self.pool.dismiss(member)  # it may merely be out of reach; its other items shall not run twice
                     self.deaths[member] = outcome
                 continue
-            key = member.queue.pop(ref)
+            key = member.queue.pop(call)
             if isinstance(outcome, tuple):
                 seconds, result = outcome
                 done.append(Done(key, result, seconds, member.number))
@@ -137,7 +129,7 @@ class Run:
             else:
                 error = self._failed(f"item {key}", member, outcome)
         for member in list(self.deaths):
-            if not any(ref in self.working for ref in member.queue):
+            if not any(call in self.working for call in member.queue):
                 error = self._bury(member, self.deaths.pop(member)) or error
         yield from done
         if error:
@@ -163,7 +155,7 @@ class Run:
         self.failed_starts += not member.place  # one that was up before has died since, which is no failed start
         if self.failed_starts < FAILED_STARTS * self.pool.workers:
             return None
-        return WorkerError(f"workers: {self.failed_starts} in a row died while starting: {line_of(outcome)}")
+        return WorkerError(f"workers: {self.failed_starts} in a row died while starting: {_reason(outcome)}")
 
     def _failed(self, what: str, member: Member, outcome: Any) -> HanseError:
         """What to say of a result that is none."""
@@ -176,9 +168,9 @@ class Run:
                 f"{what} gave a result of {outcome.size:,} bytes on {where}, more than max_result_bytes={limit:,}; "
                 f"return less, or raise the limit"
             )
-        return WorkerError(f"{what} or its result cannot be sent between here and {where}: {line_of(outcome)}")
+        return WorkerError(f"{what} or its result cannot be sent between here and {where}: {_reason(outcome)}")
 
-    def _bury(self, member: Member, cause: RayError) -> HanseError | None:
+    def _bury(self, member: Member, cause: Lost) -> HanseError | None:
         """A worker is dead and all that came from it has been taken. Its first unfinished item need not be the one that
         was being executed: what it sent last may be lost. So only an item that it had alone is blamed."""
         keys = list(member.queue.values())
@@ -193,7 +185,7 @@ class Run:
             return None
         return WorkerError(
             f"item {executed} was being executed when its worker died, {STRIKES} times in a row; the last was worker "
-            f"{member.number} ({member.place}): {line_of(cause)}"
+            f"{member.number} ({member.place}): {cause.reason}"
         )
 
     def _lose(self, member: Member) -> None:
@@ -204,10 +196,9 @@ class Run:
             self.pool.end(member)
 
     def _no_room(self) -> ResourceError:
-        free: Any = ray.available_resources()  # type: ignore[no-untyped-call]
         return ResourceError(
-            f"workers: none could start within {self.pool.start_timeout_s:g} s; the cluster has "
-            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free; wait, or use smaller workers"
+            f"workers: none could start within {self.pool.start_timeout_s:g} s; {self.pool.no_room()}; wait, or use "
+            f"smaller workers"
         )
 
     def _cancel(self) -> None:
@@ -215,33 +206,18 @@ class Run:
         if not self.pool.is_open:
             return
         calls = self.working | self.stale
-        if calls:
-            ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_S)
-            _, unfinished = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-            for member in {calls[ref] for ref in unfinished} | self.deaths.keys():
-                self._lose(member)
+        for member in {calls[call] for call in self._unfinished(calls)} | self.deaths.keys():
+            self._lose(member)
         for member in self.pool.members:
             member.queue.clear()
 
-
-def _ready(refs: "list[ray.ObjectRef[Any]]", timeout_s: float) -> "list[ray.ObjectRef[Any]]":
-    """All that are there as soon as one is: asking for one at a time costs a search through all of them each."""
-    ready, rest = ray.wait(refs, timeout=timeout_s)
-    if ready and rest:
-        ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-    return ready
-
-
-def _outcomes(refs: "list[ray.ObjectRef[Any]]") -> list[Any]:
-    """Their values, or the errors in place of them."""
-    try:
-        return list(ray.get(refs))
-    except RayError:
-        return [_outcome(ref) for ref in refs]
+    def _unfinished(self, calls: Iterable[Call]) -> set[Call]:
+        """Those that are not over after the time of grace."""
+        left, deadline = set(calls), time.monotonic() + GRACE_S
+        while left and (rest := deadline - time.monotonic()) > 0:
+            left.difference_update(self.pool.wait(list(left), rest))
+        return left
 
 
-def _outcome(ref: "ray.ObjectRef[Any]") -> Any:
-    try:
-        return ray.get(ref)
-    except RayError as error:
-        return error
+def _reason(outcome: Any) -> str:
+    return outcome.reason if isinstance(outcome, Lost | NotSent) else str(outcome)

@@ -1,15 +1,10 @@
-"""Persistent workers to spread many small pieces of work over: the protocol, and the pool that is this process.
+"""What every pool of workers promises, and what goes wrong in it in words."""
 
-Federated cohorts, search slots, ensembles and cross-validation hand a function and its items to a `WorkerPool` and take
-each result as it finishes. `LocalPool` defines what is right; `cluster.pool.RayPool` does the same on many machines.
-"""
-
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from core import errors
 from core.errors import ConfigError, HanseError, WorkerError
@@ -19,7 +14,6 @@ K = TypeVar("K", bound=Key)
 T = TypeVar("T")
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
-MEMORY = 0.5  # of an item's earlier times in its moving average
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,103 +92,16 @@ class Failure:
         return error
 
 
-class ItemTimes:
-    """The seconds an item takes, by key: a moving average over all runs of a pool."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[Key, float] = {}
-
-    def learn(self, key: Key, seconds: float) -> None:
-        """Takes in how long an item took this time."""
-        self._seconds[key] = MEMORY * self._seconds.get(key, seconds) + (1 - MEMORY) * seconds
-
-    def of(self, key: Key) -> float | None:
-        """Seconds, or None where the key has never run."""
-        return self._seconds.get(key)
-
-    def longest_first(self, keys: Iterable[K], cost: Mapping[K, float]) -> list[K]:
-        """The keys by falling time. `cost` stands in for a time not yet learned, in the unit that the keys with both
-        give it, else in seconds; a key with neither counts as the mean. Equal ones keep their order."""
-        keys = list(keys)
-        guesses = {key: seconds for key in keys if (seconds := self._seconds.get(key)) is not None}
-        both = [key for key in guesses if key in cost]
-        total = sum(cost[key] for key in both)
-        unit = sum(guesses[key] for key in both) / total if total > 0 else 1.0
-        guesses = {key: unit * cost[key] for key in keys if key in cost} | guesses
-        mean = sum(guesses.values()) / max(1, len(guesses))
-        return sorted(keys, key=lambda key: -guesses.get(key, mean))
-
-
-class LocalPool:
-    """One worker, number 0: this process. Items run in their order, each when its result is asked for.
-
-    Values, items and results are passed as they are, so nothing is checked for whether it could be sent elsewhere: what
-    a `RayPool` refuses for that reason works here. The number of torch's threads is left alone.
-    """
-
-    def __init__(self) -> None:
-        self._is_open = True
-        self._is_running = False
-
-    @property
-    def workers(self) -> int:
-        return 1
-
-    def share(self, value: T) -> "LocalShared[T]":
-        require_open(self._is_open)
-        return LocalShared(value)
-
-    def run(
-        self, fn: Callable[[T], R], items: Mapping[K, T], cost: Mapping[K, float] | None = None
-    ) -> Iterator[Done[K, R]]:
-        require_open(self._is_open)
-        return self._results(fn, items)
-
-    def _results(self, fn: Callable[[T], R], items: Mapping[K, T]) -> Iterator[Done[K, R]]:
-        require_alone(self._is_running)
-        self._is_running = True
-        try:
-            for key, item in items.items():
-                require_open(self._is_open)
-                began = time.perf_counter()
-                try:
-                    result = fn(item)
-                except (Exception, SystemExit) as error:
-                    raise Failure.of(error).error(f"item {key} failed on worker 0") from error
-                yield Done(key, result, time.perf_counter() - began, 0)
-        finally:
-            self._is_running = False
-
-    def close(self) -> None:
-        self._is_open = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
-
-
-class LocalShared(Generic[T]):
-    """A value shared within this process."""
-
-    def __init__(self, value: T) -> None:
-        self._value = [value]
-
-    def get(self) -> T:
-        if not self._value:
-            raise released()
-        return self._value[0]
-
-    def release(self) -> None:
-        self._value.clear()
-
-
 def released() -> ConfigError:
     """What every pool says about a value that is gone."""
     return ConfigError(
         "share: this value was released, or its pool is closed; keep it until the last run that reads it"
     )
+
+
+def not_ours() -> ConfigError:
+    """What a shared value says to a worker that would free it."""
+    return ConfigError("share: a worker cannot release a value; do it where it was shared")
 
 
 def require_alone(is_running: bool) -> None:

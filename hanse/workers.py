@@ -1,0 +1,47 @@
+"""The workers that a run spreads its work over: processes of this machine, or actors of a Ray cluster."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from core.pool import ProcessPool, WorkerPool
+
+LOCAL = "local"  # the address of a Ray on this machine, started and ended with the run
+
+
+@contextmanager
+def workers(
+    count: int,
+    address: str | None,
+    *,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float = 0.0,
+    preload: Sequence[str] = (),
+    path: Sequence[str] = (),
+) -> Iterator[WorkerPool]:
+    """`count` workers, for as long as they are needed. `preload`, `path`: see `core.pool.ProcessPool`.
+
+    Raises ResourceError if there is no room for them or nothing answers at the address.
+    """
+    if address is None:
+        with ProcessPool(
+            count, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, preload=preload, path=path
+        ) as processes:
+            yield processes
+        return
+    from cluster.pool import ray_pool
+
+    with ray_pool(
+        count,
+        None if address == LOCAL else address,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    ) as actors:
+        yield actors
+
+
+def place_of(count: int, address: str | None) -> str:
+    """What a run's header says of its workers."""
+    kind = "process" if address is None else "Ray worker"
+    many = "es" if address is None else "s"
+    where = "" if address is None else " on this machine" if address == LOCAL else f" at {address}"
+    return f"{count} {kind}{'' if count == 1 else many}{where}"
