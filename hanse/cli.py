@@ -3,6 +3,7 @@
 Every verb imports its room only when it is called, so that help and the list of runs come at once.
 """
 
+import atexit
 import difflib
 import errno
 import gc
@@ -18,6 +19,7 @@ from hanse.console import Console
 from hanse.interrupt import INTERRUPTED
 
 DEFECT, USAGE = 1, 2
+atexit.register(gc.freeze)  # what is there at the end goes with the process: to collect it took a quarter of a second
 # What the system says when the machine cannot, and what a user can do about it.
 MACHINE = {
     errno.ENOSPC: "free some space, or set HANSE_RUNS to another disk",

@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import cloudpickle  # also sends what a notebook or a script defines
@@ -24,20 +25,31 @@ import cloudpickle  # also sends what a notebook or a script defines
 from core.pool.tensors import as_array, as_tensor
 
 MEMORY = "/dev/shm"  # where files are memory, on Linux
-SMALL = 16 << 10  # bytes up to which a value travels in its message: several fit into a socket before it is read
+SMALL = 128 << 10  # bytes up to which a value travels in its message, which is faster than a file
 ALIGN = 64  # bytes: a tensor or array begins where its numbers may lie
 LENGTH = struct.Struct("<Q")
 HERE, FILE = b"h", b"f"
+
+
+_by_name: set[Any] = set()  # classes and functions that travel as their names: cloudpickle takes long to find out
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Takes tensors as arrays, and arrays out of the stream."""
 
     def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is FunctionType or issubclass(kind, type):
+            if obj in _by_name:
+                return NotImplemented
+            reduced = super().reducer_override(obj)
+            if reduced is NotImplemented:
+                _by_name.add(obj)
+            return reduced
         torch = sys.modules.get("torch")
-        if torch is not None and type(obj) is torch.Tensor:
+        if torch is not None and kind is torch.Tensor:
             return as_tensor, (as_array(obj),)
-        return super().reducer_override(obj)
+        return NotImplemented
 
 
 class Folder:

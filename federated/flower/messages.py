@@ -6,12 +6,10 @@ Tensors lie in them as the bytes of `np.save`. Their header follows from the for
 it: a header from outside is never parsed, nothing is allocated because of it, and no pickle can be in it.
 """
 
-import io
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -22,11 +20,11 @@ from torch import Tensor
 from core.errors import DataError
 from core.population.frame import Frame
 from federated.exchange import Order, Reply, Vectors
+from federated.flower.arrays import STYPE, header_of
 from federated.inspection import LARGEST_WEIGHT, Expected, Shapes, fault, form, names_fault, short
 
 ARRAYS, EXTRA, CONFIG, METRICS = "arrays", "extra", "config", "metrics"  # records
 WEIGHT, ROUND = "num-examples", "server-round"  # Flower's names for these numbers
-STYPE = "numpy.ndarray"  # what Flower calls the bytes of np.save
 MOST_METRICS = 64  # a client's numbers are kept for the whole run
 Config = dict[str, str | int | float | bool]
 
@@ -213,7 +211,7 @@ def _tensor(name: str, array: Array, shape: tuple[int, ...], dtype: torch.dtype)
         raise Malformed(f"{name} is {short(array.dtype)}, expected {kind}")
     if array.shape != shape:
         raise Malformed(f"{name} has shape {short(array.shape)}, expected {list(shape)}")
-    header = _header(shape, kind)
+    header = header_of(shape, kind)
     size = len(header) + math.prod(shape) * kind.itemsize
     if len(array.data) != size:
         raise Malformed(f"{name} has {len(array.data)} bytes, expected {size} for {what}")
@@ -232,20 +230,11 @@ def _extra(name: str, array: Array, frame: Frame) -> Tensor:
 
 def _array(tensor: Tensor) -> Array:
     values = tensor.detach().cpu().contiguous().numpy()
-    return Array(str(values.dtype), values.shape, STYPE, _header(values.shape, values.dtype) + values.tobytes())
+    return Array(str(values.dtype), values.shape, STYPE, header_of(values.shape, values.dtype) + values.tobytes())
 
 
 def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
     return torch.empty(0, dtype=dtype).numpy().dtype
-
-
-@lru_cache(maxsize=1024)
-def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """What np.save writes before the numbers of a C-ordered array."""
-    buffer = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
 
 
 def reason(error: Error) -> str:

@@ -19,6 +19,7 @@ from flwr.supercore.run import Run
 from core.pool import Failure, Shared
 from core.randomness import seed_of
 from core.unhurried import spare_the_compiler
+from federated.flower.arrays import copy_of
 
 spare_the_compiler()  # also for optimizers that an app makes
 FIRST_NODE = 2  # the node of partition 0; 1 is the server and 0 is reserved
@@ -99,8 +100,7 @@ def _copied(record: Any) -> Any:
     new = record.copy()
     for key, value in record.items():
         if isinstance(value, Array):
-            new[key] = array = Array.__new__(Array)  # its constructor takes long to find out what it was given
-            vars(array).update(dtype=value.dtype, shape=value.shape, stype=value.stype, data=value.data)
+            new[key] = copy_of(value)
         elif isinstance(value, list):
             new[key] = list(value)
     return new

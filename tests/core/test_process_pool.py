@@ -180,10 +180,10 @@ def test_what_does_not_fit_into_memory_lies_on_the_disk(monkeypatch: pytest.Monk
     monkeypatch.setattr(wire_module, "_write", full)
     with ProcessPool(1) as pool:
         assert len(set(pool._folder.paths)) == 2
-        shared = pool.share({"w": torch.ones(10_000)})
+        shared = pool.share({"w": torch.ones(100_000)})
         assert [Path(shared._file)] == files_of(pool)
         assert not shared._file.startswith(str(memory))
-        assert (results(pool, double, {1: np.ones(10_000)})[1] == 2).all()
+        assert (results(pool, double, {1: np.ones(100_000)})[1] == 2).all()
 
 
 def test_a_value_that_fits_nowhere_is_a_lack_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,14 +196,14 @@ def test_a_value_that_fits_nowhere_is_a_lack_of_room(monkeypatch: pytest.MonkeyP
             pool.share({"w": torch.ones(10)})
         assert "\n" not in str(caught.value)
         with pytest.raises(WorkerError, match=r"item 1 or its result cannot be sent .*No space left"):
-            list(pool.run(double, {1: np.ones(10_000)}))
+            list(pool.run(double, {1: np.ones(100_000)}))
 
 
 def test_a_worker_that_is_ended_leaves_no_files(tmp_path: Path) -> None:
     """Neither those that it had not read nor those that nobody has read of it."""
     with ProcessPool(1) as pool:
         started = tmp_path / "pid"
-        items = {key: (started if key == 2 else None, np.ones(10_000)) for key in range(10)}
+        items = {key: (started if key == 2 else None, np.ones(100_000)) for key in range(10)}
         for key in items:
             pool.times.learn(key, 1e-4)  # so that four are given at once
         running = pool.run(endless_or_second, items)
