@@ -5,6 +5,7 @@ tell it to leave some methods alone (torch/_compile.py, and `_use_grad_for_diffe
 Here it is told so when it is there.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import FunctionType
@@ -56,5 +57,4 @@ def _step_of(method: Any) -> Callable[..., Any]:
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             return plain(self, *arguments, **options)
 
-    step.__name__, step.__doc__ = plain.__name__, plain.__doc__
-    return step
+    return functools.update_wrapper(step, plain)

@@ -96,7 +96,7 @@ def _form_fault(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.
 
 
 def _size_fault(name: str, tensor: Tensor, largest: float | None) -> str | None:
-    """A sum of squares in float64 is finite if and only if all float32 numbers are, however large."""
+    """The norm is finite if and only if all numbers are, however large."""
     if not tensor.is_floating_point():
         return None
     length = l2_norm(tensor)

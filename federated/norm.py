@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # numbers whose squares are summed in float32: their sum is right to 1e-6
+SMALLEST = 1e-12
 FEW = 32 * BLOCK  # up to which one call in float64 is as fast
 
 
 def l2_norm(vector: Tensor) -> float:
-    """The L2 norm of a floating-point tensor: blocks in their own type, the blocks' norms in float64 (relative error
-    below 1e-6). Where the square of a number is too large for float32, all of it in float64, for which none is."""
+    """The L2 norm of a float32 tensor: blocks in float32, the blocks' norms in float64 (relative error below 1e-6).
+    Where squares may be too large or too small for float32, all of it in float64."""
     flat = vector.reshape(-1)
     whole = len(flat) // BLOCK * BLOCK if len(flat) > FEW else 0
     if whole:
         blocks = torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1)
         found = _exact(torch.cat([blocks, flat[whole:]]))
-        if math.isfinite(found):
+        if SMALLEST < found < math.inf:
             return found
     return _exact(flat)
 

@@ -140,7 +140,7 @@ def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
             yield pool
     else:
         threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, round(run.cpus_per_worker)))  # as a worker of a pool has: sums depend on it
+        torch.set_num_threads(max(1, int(run.cpus_per_worker)))  # as a worker of a pool has: sums depend on it
         try:
             with LocalPool() as local:
                 yield local

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from core.pool import LocalPool, WorkerPool
 from hanse.console import Console, JsonConsole
 from hanse.mentioned import mentioned
-from hanse.workers import workers
+from hanse.workers import gpu_share, workers
 
 NODE = "federated.flower.foreign"
+THREADED = {"jax", "tensorflow"}  # which start threads that do not bear a fork
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,25 @@ def _pool_of(directory: Path, run: AppRun) -> Iterator[WorkerPool]:
         with LocalPool() as local:
             yield local
         return
-    preload = (NODE, *_modules(directory))
-    with workers(run.size, run.address, preload=preload, path=(str(directory.resolve()),)) as pool:
+    gpus = gpu_share(run.size) if run.address is None and _has_gpu() else 0.0
+    preload = (NODE,) if gpus else (NODE, *_modules(directory))
+    path = (str(directory.resolve()),)
+    with workers(run.size, run.address, gpus_per_worker=gpus, preload=preload, path=path) as pool:
         yield pool
 
 
+def _has_gpu() -> bool:
+    """As far as can be told without torch, whose import takes a second that the workers need."""
+    return any(found for pattern in ("nvidia[0-9]*", "dxg", "kfd") for found in Path("/dev").glob(pattern))
+
+
 def _modules(directory: Path) -> list[str]:
-    """The module of the app's clients, if it may be imported before the workers are forked (where there is a GPU it may
-    touch it, and a process that has cannot be forked), and what it will import when it is called. What is wrong with
-    the app is said when it is read."""
+    """What the app's clients will import, and their own module: what may be imported before the workers are forked.
+    What is wrong with the app is said when it is read."""
     try:
         project = tomllib.loads((directory / "pyproject.toml").read_text(encoding="utf-8"))
         module = str(project["tool"]["flwr"]["app"]["components"]["clientapp"]).partition(":")[0]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    own = [] if any(Path("/dev").glob("nvidia[0-9]*")) else [module]
-    return own + mentioned(directory, module)
+    others = mentioned(directory, module)
+    return [] if any(name.partition(".")[0] in THREADED for name in others) else [module, *others]

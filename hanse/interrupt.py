@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 INTERRUPTED = 130  # exit code, as of a shell whose command got SIGINT
 PATIENCE_S = 2.0  # that `abort` may take, should what it needs be held by the main thread
+SERVER = "core.pool.server"  # in the command line of a process pool's server and its workers
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -77,9 +78,11 @@ def _listen(reading: int, asked: threading.Event, first: Callable[[], None], abo
 
 
 def _end_children() -> None:
-    """Ends what this process has started: of an embedded Ray, some processes would linger for half a minute."""
+    """Ends what this process has started: of an embedded Ray, some processes would linger for half a minute. The server
+    of a pool ends itself and its workers, and removes their files."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+        with contextlib.suppress(psutil.Error):
+            if SERVER not in " ".join(child.cmdline()):
+                child.kill()

@@ -23,7 +23,7 @@ from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from hanse import inference
 from hanse.crowd import Crowd
-from hanse.workers import workers
+from hanse.workers import gpu_share, workers
 
 PREDICTIONS = "predictions.csv"  # of every row that was held out, by the members that never saw it
 POLL_S = 0.25  # how often new records of the workers are looked for
@@ -60,6 +60,7 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     if left:
         crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, _unnamed(watch.show))
         _train(run, directory, specs, replace(watch, show=crowd) if watch.in_sum else watch)
+        directory.keep_metrics(_first_times())  # a worker that died has said some of it before
     there = summaries(directory)
     ended = [there[spec.name] for spec in specs if spec.name in there]
     if len(ended) < len(specs):
@@ -74,6 +75,19 @@ def _stays(record: Record, steps: Mapping[str, int]) -> bool:
     return bool(record.get("split") != "test" and record.get("step", 0) <= steps.get(str(record.get("member")), -1))
 
 
+def _first_times() -> Callable[[Record], bool]:
+    """Whether a member says something of a step for the first time."""
+    seen = set[tuple[Any, ...]]()
+
+    def is_first(record: Record) -> bool:
+        key = tuple(record.get(name) for name in ("member", "step", "split"))
+        is_new = key not in seen
+        seen.add(key)
+        return is_new or key[0] is None
+
+    return is_first
+
+
 def _unnamed(show: Callable[[Record], None]) -> Callable[[Record], None]:
     """The names of all members of a population are for who goes on with the run, not for a line on a screen."""
     return lambda record: show({key: value for key, value in record.items() if key != "names"})
@@ -82,11 +96,12 @@ def _unnamed(show: Callable[[Record], None]) -> Callable[[Record], None]:
 def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch) -> None:
     if run.workers:
         assert isinstance(run.workers, int), "core.support refuses elastic workers"
+        count = min(run.workers, len(specs))
         with workers(
-            min(run.workers, len(specs)),
+            count,
             run.address,
             cpus_per_worker=run.cpus_per_worker,
-            gpus_per_worker=_gpus(run),
+            gpus_per_worker=_gpus(run, count),
             preload=("core.ensemble.train",),
         ) as pool:
             spread(pool, run, directory, specs, watch)
@@ -100,15 +115,11 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
     train_members(run, directory, specs, runtime)
 
 
-def _gpus(run: TrainRun) -> float:
+def _gpus(run: TrainRun, workers: int) -> float:
     """A worker's share of the GPUs: those of this machine are shared out, of a cluster's each takes one if asked to."""
-    import torch
-
     if run.address:
         return 1.0 if run.device == "cuda" else 0.0
-    count = torch.cuda.device_count() if run.device != "cpu" else 0
-    assert isinstance(run.workers, int)
-    return min(1.0, count / run.workers)
+    return gpu_share(workers) if run.device != "cpu" else 0.0
 
 
 def spread(pool: WorkerPool, run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch) -> None:

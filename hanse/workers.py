@@ -1,5 +1,7 @@
 """The workers that a run spreads its work over: processes of this machine, or actors of a Ray cluster."""
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,7 +24,7 @@ def workers(
 
     Raises ResourceError if there is no room for them or nothing answers at the address.
     """
-    if address is None:
+    if is_forked(address):
         with ProcessPool(
             count, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, preload=preload, path=path
         ) as processes:
@@ -39,9 +41,21 @@ def workers(
         yield actors
 
 
+def is_forked(address: str | None) -> bool:
+    """Whether the workers are processes of this machine: elsewhere than on Linux, Ray is what starts those too."""
+    return address is None and sys.platform == "linux"
+
+
+def gpu_share(count: int) -> float:
+    """Of this machine's GPUs for each of `count` workers: one, or a part of one where there are more workers."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return min(1.0, 1 / math.ceil(count / gpus)) if gpus else 0.0
+
+
 def place_of(count: int, address: str | None) -> str:
     """What a run's header says of its workers."""
-    kind = "process" if address is None else "Ray worker"
-    many = "es" if address is None else "s"
-    where = "" if address is None else " on this machine" if address == LOCAL else f" at {address}"
+    kind, many = ("process", "es") if is_forked(address) else ("Ray worker", "s")
+    where = "" if is_forked(address) else " on this machine" if address in (None, LOCAL) else f" at {address}"
     return f"{count} {kind}{'' if count == 1 else many}{where}"

@@ -14,7 +14,7 @@ class LocalPool:
     """One worker, number 0: this process. Items run in their order, each when its result is asked for.
 
     Values, items and results are passed as they are, so nothing is checked for whether it could be sent elsewhere: what
-    a `RayPool` refuses for that reason works here. The number of torch's threads is left alone.
+    other pools refuse for that reason works here. The number of torch's threads is left alone.
     """
 
     def __init__(self) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from core.errors import ConfigError, HanseError, ResourceError
@@ -28,7 +29,7 @@ from core.pool.crew import Crew, Member
 from core.pool.outcome import Lost, NotSent, Outcome, line_of
 from core.pool.protocol import require_open
 from core.pool.shared import ProcessShared, forget
-from core.pool.wire import Folder, opened, publish, require_sendable, seal
+from core.pool.wire import SMALL, Folder, opened, publish, require_sendable, seal
 
 T = TypeVar("T")
 FUNCTION, ITEM, DROP = b"F", b"I", b"D"  # what a message to a worker begins with
@@ -40,7 +41,7 @@ START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from core.pool.server import main; main(*sys.argv[2:])"
 )
 # glibc's allocator gives large blocks back after each step, and gets them anew page by page
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
 @dataclass(eq=False)
@@ -67,7 +68,9 @@ class ProcessPool(Crew):
     """Workers that stay, each a process of this machine; see `core.pool.crew.Crew` for what they promise.
 
     Torch in a worker uses `cpus_per_worker` threads. `gpus_per_worker`: its share of this machine's GPUs, and with 0 it
-    sees none. `preload`: modules that are imported once for all workers. What workers print goes to standard error.
+    sees none. `preload`: modules that are imported once for all workers; what they do when imported must bear a
+    fork, and they see no GPU. What workers print goes to standard error. On Linux only: elsewhere no process that has
+    imported torch may be forked.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class ProcessPool(Crew):
         """`path`: where `preload` is looked for before all other places. Raises ResourceError if the machine has not
         what the workers need."""
         super().__init__(workers, max_result_bytes, start_timeout_s)
+        if sys.platform != "linux":
+            raise ResourceError(f"pool: processes cannot be forked safely on {sys.platform}; use a RayPool")
         _require_fit(workers, cpus_per_worker, gpus_per_worker)
         self._needs = cpus_per_worker, gpus_per_worker
         self._folder = Folder.make()
@@ -98,14 +103,14 @@ class ProcessPool(Crew):
         self, threads: int, preload: Sequence[str], path: Sequence[str]
     ) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, its = socket.socketpair()
-        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", START]  # type: ignore[attr-defined]
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-P", "-c", START]  # type: ignore[attr-defined]
         said = {"preload": [*preload], "path": [*path], "folders": self._folder.paths, "limit": self.max_result_bytes}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # they would end it before it can ignore them
         try:
             with its:
                 server = subprocess.Popen(
                     [*command, json.dumps(sys.path), str(its.fileno()), json.dumps(said)],
-                    env={**ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads)},
+                    env={**ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""},
                     pass_fds=[its.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=2,
@@ -119,7 +124,7 @@ class ProcessPool(Crew):
         super().resize(workers)
 
     def hire(self, number: int) -> Member:
-        taken = {member.hand.slot for member in self.members}
+        taken = {member.hand.slot for member in self.members if not member.is_leaving}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         folder = self._folder.part(number)
         folder.open()
@@ -133,8 +138,12 @@ class ProcessPool(Crew):
 
     def dismiss(self, member: Member) -> None:
         hand: Hand = member.hand
-        if hand.is_gone:
-            return
+        while not hand.is_gone and hand.connection.poll(0):  # one that has ended long ago is no longer that process
+            self._take(hand)
+        if not hand.is_gone:
+            self._end(hand)
+
+    def _end(self, hand: Hand) -> None:
         if hand.pid:
             with suppress(ProcessLookupError):
                 os.kill(hand.pid, signal.SIGKILL)
@@ -173,13 +182,18 @@ class ProcessPool(Crew):
         if file in self.shares:
             self.shares.discard(file)
             forget(file)
-            os.unlink(file)
+            Path(file).unlink(missing_ok=True)
             for member in self.members:
                 member.hand.dropped.append(file)
 
-    def packed(self, fn: Callable[[Any], Any]) -> bytes:
+    def packed(self, fn: Callable[[Any], Any]) -> "tuple[bytes, ProcessShared[Any] | None]":
+        """With what it is bound to as a shared value, if that is large; it lives as long as this."""
         try:
-            return FUNCTION + seal(fn, None)
+            message = seal(fn, None)
+            if len(message) <= SMALL:
+                return FUNCTION + message, None
+            shared = self.share(fn)
+            return FUNCTION + seal(shared, None), shared
         except Exception as error:
             hint = "; define it at the top level of a module, and bind what it needs with functools.partial"
             raise _refusal("run: the function", error, hint) from error
@@ -191,11 +205,13 @@ class ProcessPool(Crew):
             except Exception as error:
                 raise _refusal(f"run: item {key}", error, "; keep to plain values, arrays and tensors") from error
 
-    def begin(self, member: Member, function: bytes) -> Order:
-        return self._told(member.hand, function)
+    def begin(self, member: Member, function: "tuple[bytes, ProcessShared[Any] | None]") -> Order:
+        return self._told(member.hand, function[0])
 
     def work(self, member: Member, item: Any) -> Order:
         hand: Hand = member.hand
+        if hand.is_gone:
+            return Order(Lost("it had ended before"))
         if hand.dropped:
             gone, hand.dropped = hand.dropped, []
             self._send(hand, DROP + json.dumps(gone).encode())
@@ -209,9 +225,13 @@ class ProcessPool(Crew):
         order = Order()
         if hand.is_gone:
             order.outcome = Lost("it had ended before")
-        else:
-            hand.orders.append(order)
+            return order
+        hand.orders.append(order)
+        try:
             self._send(hand, message)
+        except BaseException:  # half a message, and nobody who waits for its answer
+            self._end(hand)
+            raise
         return order
 
     def _send(self, hand: Hand, message: bytes) -> None:
@@ -237,16 +257,19 @@ class ProcessPool(Crew):
     def _read(self, timeout_s: float) -> None:
         """Takes in what the workers have sent; waits for the first of it."""
         for key, _ in self._answered.select(timeout_s):
-            hand: Hand = key.data
-            try:
-                message = hand.connection.recv_bytes()
-            except (EOFError, OSError):
-                self._leave(hand, Lost(self._cause(hand)))
-                continue
-            if hand.pid is None:
-                hand.pid, self._is_serving = int(message), True
-            elif hand.orders:
-                hand.orders.popleft().outcome = _answer(message)
+            self._take(key.data)
+
+    def _take(self, hand: Hand) -> None:
+        """One message of a worker, or its end."""
+        try:
+            message = hand.connection.recv_bytes()
+        except (EOFError, OSError):
+            self._leave(hand, Lost(self._cause(hand)))
+            return
+        if hand.pid is None:
+            hand.pid, self._is_serving = int(message), True
+        elif hand.orders:
+            hand.orders.popleft().outcome = _answer(message)
 
     def _cause(self, hand: Hand) -> str:
         """Why a process has ended, as the server heard it."""
@@ -284,6 +307,8 @@ class ProcessPool(Crew):
         for file in list(self.shares):
             self.release(file)
         self._answered.close()
+        with suppress(OSError):  # it has ended already
+            self._control.shutdown(socket.SHUT_RDWR)  # a fork of this process may have the socket too
         self._control.close()  # which ends the server, once its workers have ended
         if not self._is_serving:
             self._server.kill()  # it may be in the middle of its imports
@@ -340,10 +365,10 @@ def _require_fit(workers: int, cpus: float, gpus: float) -> None:
     if workers * cpus > (there := os.cpu_count() or 1):
         raise ResourceError(
             f"workers: they ask for {workers * cpus:g} CPUs and this machine has {there}; use fewer workers, a smaller "
-            f"cpus_per_worker, or address= of a cluster"
+            f"cpus_per_worker, or a Ray cluster"
         )
     if gpus and math.ceil(workers / _sharers(gpus)) * math.ceil(gpus) > (there := len(_gpus())):
         raise ResourceError(
             f"workers: there is no room for {workers} with {gpus:g} GPU each, this machine has {there}; use fewer "
-            f"workers, a smaller gpus_per_worker, or address= of a cluster"
+            f"workers, a smaller gpus_per_worker, or a Ray cluster"
         )

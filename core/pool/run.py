@@ -56,6 +56,7 @@ class Run:
                     raise self._no_room()
         finally:
             self._cancel()
+            self.fn, self.items = None, {}  # the members remember their last run
 
     def _gather(self) -> None:
         """Lets workers leave, and gives new ones the function."""
@@ -82,11 +83,11 @@ class Run:
         if not depth:
             return True
         keys = list(member.queue.values())
-        if len(self.waiting) < len(self.joined) or member in self.stale.values():
+        if len(self.waiting) < self.pool.workers or member in self.stale.values():
             return False
         if not self.suspects.isdisjoint([*keys, self.waiting[0]]):
             return False
-        if depth == 1 and len(self.waiting) >= PLENTY * len(self.joined):
+        if depth == 1 and len(self.waiting) >= PLENTY * self.pool.workers:
             return True
         unknown = max(self.recent) if len(self.recent) == RECENT else AHEAD_S
         return sum(self.pool.times.of(key) or unknown for key in keys) < AHEAD_S

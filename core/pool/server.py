@@ -12,7 +12,9 @@ import socket
 import sys
 from collections import deque
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from core.pool.processes import ENDED, ENDINGS, REQUEST
 from core.pool.wire import Folder
@@ -75,12 +77,7 @@ def _serve(control: socket.socket, children: set[int], folder: Folder, limit: in
                 return
             child = os.fork()
             if not child:
-                signal.set_wakeup_fd(-1)
-                for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_DFL)
-                for descriptor in (control.fileno(), wake, awake):
-                    os.close(descriptor)
-                _become_worker(Connection(descriptors[0]), json.loads(request), folder, limit)
+                _become_worker(descriptors[0], [control.fileno(), wake, awake], json.loads(request), folder, limit)
             children.add(child)
             os.close(descriptors[0])
 
@@ -93,13 +90,19 @@ def _ended() -> list[tuple[int, int]]:
     return ended
 
 
-def _become_worker(connection: Connection, setting: dict[str, Any], folder: Folder, limit: int) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = setting["gpus"]
-    own = folder.part(setting["number"])
-    random.seed()  # else all workers would draw the same
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+def _become_worker(
+    connection: int, not_ours: list[int], setting: dict[str, Any], folder: Folder, limit: int
+) -> NoReturn:
+    """`not_ours`: descriptors of the server."""
     try:
-        work(connection, own, limit)
-    finally:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        for descriptor in not_ours:
+            os.close(descriptor)
+        os.environ["CUDA_VISIBLE_DEVICES"] = setting["gpus"]
+        random.seed()  # else all workers would draw the same
+        np.random.seed()
+        work(Connection(connection), folder.part(setting["number"]), limit)
+    finally:  # whatever it was, the server's own end is not for a worker
         os._exit(1)

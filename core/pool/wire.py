@@ -5,7 +5,9 @@ This is the one place where something is unpickled: between a pool and the proce
 sockets and a folder that no other user can open. Nothing that is kept or comes from elsewhere passes here.
 """
 
+import contextlib
 import errno
+import fcntl
 import io
 import mmap
 import os
@@ -18,20 +20,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import IO, Any
 
 import cloudpickle  # also sends what a notebook or a script defines
 
 from core.pool.tensors import as_array, as_tensor
 
 MEMORY = "/dev/shm"  # where files are memory, on Linux
+PREFIX, LOCK = "hanse-pool-", "lock"
 SMALL = 128 << 10  # bytes up to which a value travels in its message, which is faster than a file
 ALIGN = 64  # bytes: a tensor or array begins where its numbers may lie
 LENGTH = struct.Struct("<Q")
 HERE, FILE = b"h", b"f"
 
 
-_by_name: set[Any] = set()  # classes and functions that travel as their names: cloudpickle takes long to find out
+_by_name: dict[int, Any] = {}  # classes and functions that travel as their names: cloudpickle takes long to find out
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -40,11 +43,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         if kind is FunctionType or issubclass(kind, type):
-            if obj in _by_name:
+            if _by_name.get(id(obj)) is obj and _is_named(obj):
                 return NotImplemented
             reduced = super().reducer_override(obj)
             if reduced is NotImplemented:
-                _by_name.add(obj)
+                _by_name[id(obj)] = obj
             return reduced
         torch = sys.modules.get("torch")
         if torch is not None and kind is torch.Tensor:
@@ -52,17 +55,34 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return NotImplemented
 
 
+def _is_named(obj: Any) -> bool:
+    """Whether its name still leads to it: its module may have been loaded anew."""
+    found: Any = sys.modules.get(obj.__module__)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
 class Folder:
     """Where the large values of a pool lie: in memory, and on the disk what does not fit there."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = tuple(paths)
+        self._locks: list[IO[bytes]] = []
 
     @classmethod
     def make(cls) -> "Folder":
-        """A new one that only this user can open."""
+        """A new one that only this user can open, and that is this process's for as long as it lives. Removes those of
+        processes that were killed together with all that would have removed them."""
         roots = [root for root in (MEMORY,) if os.access(root, os.W_OK)] + [tempfile.gettempdir()]
-        return cls([tempfile.mkdtemp(prefix="hanse-pool-", dir=root) for root in dict.fromkeys(roots)])
+        folder = cls([tempfile.mkdtemp(prefix=PREFIX, dir=root) for root in dict.fromkeys(roots)])
+        for path in folder.paths:
+            lock = open(f"{path}/{LOCK}.new", "wb")  # noqa: SIM115 - it is held until the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(lock.name, f"{path}/{LOCK}")
+            folder._locks.append(lock)
+            _sweep(Path(path).parent)
+        return folder
 
     def part(self, number: int) -> "Folder":
         """The part of it for what is on its way to and from a worker."""
@@ -91,6 +111,16 @@ class Folder:
         """Removes all that is in it. What a process has mapped stays there for it."""
         for path in self.paths:
             shutil.rmtree(path, ignore_errors=True)
+        while self._locks:
+            self._locks.pop().close()
+
+
+def _sweep(root: Path) -> None:
+    """Removes the folders whose owner is dead: nobody holds their lock."""
+    for lock in root.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError), open(lock, "rb") as file:  # another user's, or gone, or held
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _write(file: str, parts: Sequence[bytes | memoryview]) -> None:
@@ -113,11 +143,15 @@ def seal(value: Any, folder: Folder | None) -> bytes:
 
 
 def opened(message: bytes) -> Any:
-    """The value of a message. Its file is removed, but stays mapped for as long as the value lives."""
+    """The value of a message. Its file is read and removed: a mapping would hold a file descriptor for each value."""
     if message[:1] == HERE:
         return _value(memoryview(bytearray(memoryview(message)[1:])))  # which begins at a multiple of 16
     file = message[1:].decode()
-    content = _mapped(file)
+    with open(file, "rb", buffering=0) as stream:
+        content = memoryview(bytearray(os.fstat(stream.fileno()).st_size))
+        at = 0
+        while at < len(content) and (read := stream.readinto(content[at:])):
+            at += read
     os.unlink(file)
     return _value(content)
 
@@ -128,12 +162,14 @@ def publish(value: Any, folder: Folder) -> str:
 
 
 def published(file: str) -> Any:
-    """The value of such a file; its arrays are read-only. FileNotFoundError if it is gone."""
-    return _value(_mapped(file).toreadonly())
+    """The value of such a file, which stays mapped for as long as it lives; its arrays are read-only. FileNotFoundError
+    if the file is gone."""
+    with open(file, "rb") as stream:  # private: what a process writes there by mistake, no other sees
+        return _value(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)).toreadonly())
 
 
 def require_sendable(value: Any) -> None:
-    """Raises what `seal` would raise of the value itself, without copying its arrays."""
+    """Raises what `seal` would raise of the value itself. Its arrays are not copied if they lie in one piece."""
     Pickler(_Nowhere(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda buffer: None).dump(value)
 
 
@@ -146,12 +182,6 @@ def _parts(value: Any) -> list[bytes | memoryview]:
     pieces = [stream.getvalue(), *[buffer.raw() for buffer in buffers]]
     sizes = b"".join(map(LENGTH.pack, [len(pieces), *map(len, pieces)]))
     return [part for piece in (sizes, *pieces) for part in (piece, bytes(-len(piece) % ALIGN))]
-
-
-def _mapped(file: str) -> memoryview:
-    """Private: what a process writes there by mistake, no other sees."""
-    with open(file, "rb") as stream:
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def _value(content: memoryview) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from core.pool.outcome import NotSent, attempt, line_of
 from core.pool.processes import DROP, FUNCTION
 from core.pool.protocol import Failure
-from core.pool.shared import forget
+from core.pool.shared import ProcessShared, forget
 from core.pool.wire import Folder, opened, seal
 
 
@@ -50,7 +50,8 @@ def _nothing(item: Any) -> None:
 
 def _loaded(content: bytes) -> tuple[Callable[[Any], Any], str | Failure]:
     try:
-        return opened(content), f"process {os.getpid()} on this machine"
+        fn = opened(content)
+        return (fn.get() if isinstance(fn, ProcessShared) else fn), f"process {os.getpid()} on this machine"
     except Exception as error:  # noqa: BLE001 - the pool raises it
         return _nothing, Failure.of(error)
 

@@ -72,11 +72,10 @@ class Begun:
     lockstep: Lockstep
     held: list[Callable[[], None]]
 
-    def go_on(self) -> Lockstep:
+    def said(self) -> None:
         """Says it; from now on members speak for themselves."""
         for say in self.held:
             say()
-        return self.lockstep
 
 
 _KNOWN: dict[tuple[Signature, int, int, str], Choice] = {}

@@ -78,7 +78,7 @@ class Cohort:
         self.initial = weights
         self.learner = start(self.recipe, spec, weights, self.runtime)
         if runtime.device.type == "cpu":
-            _lay_out(self.learner)
+            _lay_out(self.learner, recipe.privacy is not None)
         self.frame = Frame.around(self.learner.task, self.recipe)
         self.counters = {n: b.clone() for n, b in self.learner.task.named_buffers() if not b.is_floating_point()}
         self._population: Population | None = None
@@ -241,10 +241,12 @@ def _shortened(pull: Pull, count: int) -> Pull:
     return Pull(pull.strength, cut(pull.anchor), cut(pull.shift))
 
 
-def _lay_out(learner: Learner) -> None:
+def _lay_out(learner: Learner, is_private: bool) -> None:
     """Convolutions on a CPU are faster with the channels innermost."""
     if any(p.ndim == 4 for p in learner.task.parameters()):
         learner.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if is_private:
+            return  # layouts cannot be asked for where each example has a gradient of its own
         for module in learner.task.modules():
             if isinstance(module, nn.MaxPool2d):
                 module.register_forward_hook(_keep_layout)

@@ -1,6 +1,6 @@
 """`fit_all`: many small fits, told to one executor that decides how many run at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from core.errors import ConfigError
@@ -105,7 +105,7 @@ class _Work:
         keeps = self.places.directory is not None
         self.runtime.report(choice.said(members, with_names=keeps and not known))
         at_once = choice.at_once
-        lockstep = begun.go_on() if begun else None
+        lockstep, said = (begun.lockstep, begun.said) if begun else (None, None)
         del begun  # which would keep a population that memory had no room for
         while rest := self.left(members):
             if self.runtime.should_stop() and not lockstep:
@@ -115,14 +115,14 @@ class _Work:
             else:
                 part = members[:at_once] if lockstep else rest[:at_once]
                 try:
-                    self._together(TOGETHER + part[0].name, part, lockstep)
+                    self._together(TOGETHER + part[0].name, part, lockstep, said)
                 except RuntimeError as error:
                     at_once = _fewer(at_once, error)
                     self._begin_again(TOGETHER + part[0].name, f"memory: going on with {at_once} members at once")
                     choice = replace(choice, at_once=at_once, reason="memory did not suffice for more at once")
                     self.runtime.report(choice.said(self.left(members), with_names=keeps))
                 finally:
-                    lockstep = None
+                    lockstep = said = None
 
     def _alone(self, member: Member) -> None:
         with self.places.open(member.name, member.recipe.train.keep_last) as checkpoints:
@@ -131,7 +131,14 @@ class _Work:
         if outcome.ended != "stopped":
             self.places.remove(member.name)
 
-    def _together(self, place: str, members: Sequence[Member], lockstep: Lockstep | None) -> None:
+    def _together(
+        self,
+        place: str,
+        members: Sequence[Member],
+        lockstep: Lockstep | None,
+        said: Callable[[], None] | None = None,
+    ) -> None:
+        """`said`: says what is still to be said of the steps that `lockstep` has made, if it is not restored."""
         with self.places.open(place, members[0].recipe.train.keep_last) as checkpoints:
 
             def keep(outcome: Outcome) -> None:
@@ -139,6 +146,11 @@ class _Work:
                     checkpoints.wait()  # a member whose end is on the disk must be a row of what the others go on from
                 self.keep(outcome)
 
+            if lockstep and said:
+                if checkpoints:  # before a member that has ended already says so
+                    checkpoints.save(lockstep.capture())
+                    checkpoints.wait()
+                said()
             fit_together(members, self.runtime, keep, lockstep, checkpoints)
         if all(self.outcomes[member.name].ended != "stopped" for member in members):
             self.places.remove(place)

@@ -40,7 +40,7 @@ def fit_together(
     """
     lockstep = begun or Lockstep(members, runtime)
     lockstep.runtime, lockstep.finished = runtime, finished
-    if checkpoints and not lockstep.is_restored:
+    if checkpoints and not begun:
         checkpoints.save(lockstep.capture())
     while len(lockstep.population):
         lockstep.advance()
@@ -67,7 +67,6 @@ class Lockstep:
         self.step = 0  # that all of them have made
         self.pauses = {m.name: (m.recipe.train.evaluate_every, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
-        self.is_restored = False
 
     def advance(self) -> None:
         """One step of every member that trains, and what is due after it."""
@@ -131,7 +130,6 @@ class Lockstep:
         for key, tensor in snapshot.tensors["best"].items():
             name, _, parameter = key.partition("/")
             self.best.setdefault(name, {})[parameter] = tensor.to(self.runtime.device)
-        self.is_restored = True
 
     # --- after a step ----------------------------------------------------------------------------------------------
 

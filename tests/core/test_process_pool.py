@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,12 @@ def make() -> Make:
 
 
 def files_of(pool: ProcessPool) -> list[Path]:
-    return [file for path in pool._folder.paths for file in Path(path).rglob("*") if file.is_file()]
+    return [
+        file
+        for path in pool._folder.paths
+        for file in Path(path).rglob("*")
+        if file.is_file() and file.name != wire_module.LOCK
+    ]
 
 
 class TestProcessPool(CrewContract):
@@ -360,3 +366,72 @@ def test_nothing_is_left_of_a_pool_whose_program_is_killed(script: subprocess.Po
     assert not any(os.path.exists(folder) for folder in folders)
     assert script.stderr is not None
     assert script.stderr.read() == "worker speaks\n"
+
+
+def test_results_that_are_kept_hold_no_file_descriptors() -> None:
+    with ProcessPool(1, cpus_per_worker=0.5) as pool:
+        before = len(os.listdir("/proc/self/fd"))
+        kept = results(pool, double, {i: np.ones(50_000) for i in range(60)})
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert all((result == 2).all() for result in kept.values())
+
+
+def added(much: np.ndarray[Any, Any], item: int) -> float:
+    return float(much.sum()) + item
+
+
+def test_a_function_with_much_bound_to_it_travels_once_and_is_freed_after_the_run() -> None:
+    with ProcessPool(2, cpus_per_worker=0.5) as pool:
+        assert results(pool, functools.partial(added, np.ones(100_000)), {1: 1, 2: 2}) == {1: 100_001, 2: 100_002}
+        assert not pool.shares
+        assert results(pool, double, {1: 1}) == {1: 2}
+
+
+def test_a_folder_whose_owner_was_killed_is_removed_by_the_next_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "MEMORY", str(tmp_path))
+    monkeypatch.setattr(wire_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    alive = wire_module.Folder.make()
+    dead = wire_module.Folder.make()
+    for lock in dead._locks:  # as the system does when a process ends, however it ends
+        lock.close()
+    strange = tmp_path / "hanse-pool-without-a-lock"
+    strange.mkdir()
+    third = wire_module.Folder.make()
+    there = {str(path) for path in tmp_path.iterdir()}
+    assert there == {*alive.paths, *third.paths, str(strange)}
+    alive.remove(), third.remove()
+
+
+def test_a_class_that_was_loaded_anew_is_sent_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("loaded_anew")
+    monkeypatch.setitem(sys.modules, "loaded_anew", module)
+
+    def load() -> type:
+        kind = type("Thing", (), {"__module__": "loaded_anew"})
+        module.__dict__["Thing"] = kind
+        return kind
+
+    first = load()
+    wire_module.seal(first, None)
+    second = load()
+    assert wire_module.opened(wire_module.seal(second, None)) is second
+    assert wire_module.opened(wire_module.seal(first, None)) is not second
+
+
+def test_an_interrupt_in_the_middle_of_a_message_costs_its_worker_and_not_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ProcessPool(1, cpus_per_worker=0.5) as pool:
+        assert results(pool, double, {1: 1}) == {1: 2}
+
+        def interrupted(hand: Any, message: bytes) -> None:
+            raise KeyboardInterrupt
+
+        running = pool.run(double, {1: 1})
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "_send", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(running)
+        assert results(pool, double, {3: 3}) == {3: 6}

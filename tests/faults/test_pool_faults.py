@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,7 +19,7 @@ from core.pool import ProcessPool
 from core.pool.crew import Crew
 from tests.crew_contract import alive
 from tests.pool_contract import results
-from tests.pool_work import DEADLINE_S, Stillborn, endless_or_process, killed, meet, process
+from tests.pool_work import DEADLINE_S, Stillborn, double, endless_or_process, killed, meet, process
 
 # Ray warns about its own deprecated settings in this process, which starts it
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -98,6 +99,8 @@ def test_a_worker_that_is_killed_between_two_runs_is_replaced(pool: Crew) -> Non
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert psutil.wait_procs(ended, timeout=DEADLINE_S)[1] == []
+    large = {i: np.ones(100_000) for i in range(4)}
+    assert {i: found.sum() for i, found in results(pool, double, large).items()} == dict.fromkeys(large, 200_000)
     assert not pids & set(results(pool, process, {i: i for i in range(20)}).values())
 
 

@@ -232,3 +232,13 @@ def test_a_reply_past_the_largest_norm_does_not_count() -> None:
     bad = {r["client"] for r in records if r.get("event") == "quarantined"}
     assert bad and bad <= attackers
     assert float((weights - found.first).norm()) < 50
+
+
+def test_clients_with_poolings_train_with_privacy() -> None:
+    records: list[dict[str, Any]] = []
+    model = {"kind": "cnn", "channels": [4, 4], "hidden": 8}
+    privacy = {"clip": 1.0, "noise_multiplier": 0.1, "noise": "keyed"}
+    found = federation(model=model, backend="loop", clients=4, cohort=2, rounds=1, privacy=privacy)
+    weights = served(found, local(found), Watch(records.append))
+    assert not [r for r in records if r.get("event") == "client_failed"]
+    assert not torch.equal(weights, found.first)
