@@ -153,14 +153,6 @@ class CrewContract(PoolContract):
         assert items.taken <= most
         running.close()
 
-    def test_no_item_runs_twice_because_others_are_still_starting(self, make: Make, tmp_path: Path) -> None:
-        """The first worker that is up is given nothing ahead of those that are not."""
-        files = [tmp_path / str(i) for i in range(3)]
-        with make(3) as starting:
-            items = {i: (file, files) for i, file in enumerate(files)}
-            assert len(set(results(starting, meet, items).values())) == 3
-        assert [file.read_text() for file in files] == ["x", "x", "x"]
-
     def test_an_item_behind_one_that_takes_unexpectedly_long_runs_elsewhere(self, make: Make, tmp_path: Path) -> None:
         files = [tmp_path / str(i) for i in range(40)]
         items = {0: (files[0], files[1:])} | {i: (files[i], []) for i in range(1, 40)}

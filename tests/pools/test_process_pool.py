@@ -435,3 +435,12 @@ def test_an_interrupt_in_the_middle_of_a_message_costs_its_worker_and_not_the_po
             with pytest.raises(KeyboardInterrupt):
                 next(running)
         assert results(pool, double, {3: 3}) == {3: 6}
+
+
+def test_no_item_runs_twice_because_others_are_still_starting(tmp_path: Path) -> None:
+    """The first worker that is up is given nothing ahead of those that are not."""
+    files = [tmp_path / str(i) for i in range(3)]
+    with ProcessPool(3, cpus_per_worker=0.5) as starting:
+        items = {i: (file, files) for i, file in enumerate(files)}
+        assert len(set(results(starting, meet, items).values())) == 3
+    assert [file.read_text() for file in files] == ["x", "x", "x"]
