@@ -29,7 +29,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import open_run, saved_init
 from hanse.running import recorded, shown, stopping
-from hanse.workers import workers
+from hanse.workers import reader_of, workers
 
 # What may be other when a federation goes on: none of it moves a weight of a round that was finished.
 FREE = {"name", "rounds", "train.evaluate_batch", "evaluate.every", "evaluate.clients", "evaluate.fine_tune_epochs"}
@@ -135,7 +135,10 @@ def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
     """The workers that the run asks for: this process, or others."""
     if run.engine == "pool":
         with workers(
-            run.workers, run.address, cpus_per_worker=run.cpus_per_worker, preload=("federated.site",)
+            run.workers,
+            run.address,
+            cpus_per_worker=run.cpus_per_worker,
+            preload=("federated.site", *reader_of(run.recipe.data)),
         ) as pool:
             yield pool
     else:

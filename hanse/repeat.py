@@ -23,7 +23,7 @@ from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from hanse import inference
 from hanse.crowd import Crowd
-from hanse.workers import gpu_share, workers
+from hanse.workers import gpu_share, reader_of, workers
 
 PREDICTIONS = "predictions.csv"  # of every row that was held out, by the members that never saw it
 POLL_S = 0.25  # how often new records of the workers are looked for
@@ -102,7 +102,7 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
             run.address,
             cpus_per_worker=run.cpus_per_worker,
             gpus_per_worker=_gpus(run, count),
-            preload=("core.ensemble.train",),
+            preload=("core.ensemble.train", *reader_of(run.recipe.data)),
         ) as pool:
             spread(pool, run, directory, specs, watch)
         return

@@ -4,8 +4,12 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from core.pool import ProcessPool, WorkerPool
+
+if TYPE_CHECKING:
+    from core.data import DataConfig
 
 LOCAL = "local"  # the address of a Ray on this machine, started and ended with the run
 
@@ -52,6 +56,11 @@ def gpu_share(count: int) -> float:
 
     gpus = torch.cuda.device_count()
     return min(1.0, 1 / math.ceil(count / gpus)) if gpus else 0.0
+
+
+def reader_of(data: "DataConfig") -> tuple[str, ...]:
+    """The library that reads the data, if it is one whose import takes long."""
+    return ("sklearn.datasets",) if data.kind != "text" and data.path.startswith("bundled:") else ()
 
 
 def place_of(count: int, address: str | None) -> str:
