@@ -4,13 +4,9 @@ Rank 0 writes records, checkpoints and the model into the run directory, which t
 that dies costs the steps since the last checkpoint: Ray Train starts the group anew and every rank goes on from there.
 """
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from cluster.session import session
 from core.errors import ConfigError, DataError, HanseError, ResourceError, WorkerError
@@ -22,7 +18,6 @@ from core.storage.store import RunDirectory
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-WORKER, BEHIND = "ray::RayTrainWorker", 19  # the name of a process that trains; how far behind it the others stand
 POLL_S = 0.25  # how often the driver looks for new records
 TRACEBACK_LINES = 15  # of a failed worker that are shown; all of them are in the run's logs/
 _ERRORS: dict[str, type[HanseError]] = {e.__name__: e for e in (ConfigError, DataError, ResourceError, WorkerError)}
@@ -43,15 +38,12 @@ def train(
         requests.clear()
         # a thread of its own: on the main one Ray Train would take over Ctrl-C
         thread = threading.Thread(target=_fit, args=(trainer_of(run, directory), outcome), daemon=True)
-        follower, is_behind = directory.follow(), run.address is not None
+        follower = directory.follow()
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
             for record in follower.new():
                 show(record)
-                if not is_behind:
-                    helpers_behind()
-                    is_behind = True
             if stopping():
                 requests.stop.ask()
         for record in follower.new():
@@ -62,17 +54,6 @@ def train(
         raise _explained(outcome["error"], directory)
     summary: Summary = outcome["summary"]
     return summary
-
-
-def helpers_behind() -> None:
-    """Ray's own dozen processes on this machine run while the workers wait for each other: woken a hundred times a
-    second, they would else take a twentieth of two processors from them."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error, OSError):
-            line = " ".join(process.cmdline())
-            is_ray = line.startswith("ray::") or f"{os.sep}ray{os.sep}" in line
-            if is_ray and not line.startswith(WORKER) and process.name() != "raylet":  # which starts new workers
-                process.nice(BEHIND)
 
 
 def _fit(trainer: "TorchTrainer", outcome: dict[str, Any]) -> None:
