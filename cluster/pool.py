@@ -12,13 +12,14 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.session import session
 from core.errors import ConfigError, ResourceError
 from core.pool.crew import Crew, Member, require_positive
 from core.pool.outcome import Outcome
-from core.pool.protocol import not_ours, require_open
+from core.pool.protocol import require_open
+from core.pool.shared import Handle
 
 if TYPE_CHECKING:
     import ray
@@ -147,27 +148,14 @@ class RayPool(Crew):
             _forget(self.shares, name)
 
 
-class RayShared(Generic[T]):
-    """A handle of a value in the object store. It travels as its name, so it costs an item next to nothing."""
-
-    def __init__(self, name: str, pool: RayPool | None = None) -> None:
-        self._name, self._pool = name, pool
+class RayShared(Handle[T]):
+    """A value in the object store."""
 
     def get(self) -> T:
-        """The value; its tensors and arrays lie in memory that others read too. ConfigError if it was released."""
         from cluster.pool_worker import read
 
         value: T = read(self._name)
         return value
-
-    def release(self) -> None:
-        """Frees the value. Raises ConfigError in a worker: only the process that shared it knows who needs it."""
-        if self._pool is None:
-            raise not_ours()
-        self._pool.release(self._name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RayShared, (self._name,)
 
 
 @contextlib.contextmanager
