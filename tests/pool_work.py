@@ -109,6 +109,16 @@ def killed(deaths: tuple[Path, int]) -> int:
     return died
 
 
+def killed_with(others: tuple[Path, list[int]]) -> str:
+    """Kills these processes and then its own, the first time; (a file that tells, their ids)."""
+    file, pids = others
+    if not file.exists():
+        _write(file, "x")
+        for pid in sorted(pids, key=lambda pid: pid == os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+    return "done"
+
+
 class Stillborn:
     """An actor that dies while it starts."""
 

@@ -36,8 +36,8 @@ class Crew(ABC):
     takes unexpectedly long; its result counts once.
 
     A result that cannot be sent, or whose tensors, arrays and strings take more than `max_result_bytes`, is a
-    WorkerError. Tensors in shared values and results arrive detached and on the CPU, without copies: those of a shared
-    value must not be written to. Its arrays arrive read-only.
+    WorkerError. Tensors in shared values and results arrive detached and on the CPU. A shared value is not copied: its
+    tensors must not be written to, and its arrays arrive read-only.
     """
 
     def __init__(self, workers: int, max_result_bytes: int, start_timeout_s: float) -> None:

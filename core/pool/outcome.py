@@ -18,9 +18,10 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker has died."""
+    """The worker has died. `began`: it may have begun what it was told; if not, it was dead before."""
 
     reason: str
+    began: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,13 +29,14 @@ from core.pool.crew import Crew, Member
 from core.pool.outcome import Lost, NotSent, Outcome, line_of
 from core.pool.protocol import require_open
 from core.pool.shared import ProcessShared, forget
-from core.pool.wire import SMALL, Folder, opened, publish, require_sendable, seal
+from core.pool.wire import SMALL, Counter, Folder, opened, publish, require_sendable, seal
 
 T = TypeVar("T")
 FUNCTION, ITEM, DROP = b"F", b"I", b"D"  # what a message to a worker begins with
 REQUEST = 4096  # bytes of what the server is asked
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a system sends to all processes at once
 ENDED = struct.Struct("<ii")  # a process and its status, of which the server tells
+GONE = Lost("it had ended before", began=False)
 STATUS_S = 0.5  # how long the cause of a death is waited for
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from core.pool.server import main; main(*sys.argv[2:])"
@@ -53,11 +54,14 @@ class Order:
 
 @dataclass(eq=False)
 class Hand:
-    """The connection to a worker: what it has not answered yet, in order, and what it shall forget."""
+    """The connection to a worker: what it has not answered yet, in order, and what it shall forget. `begun`: how many
+    orders it has begun, so that of a dead one it is known which it was at."""
 
     connection: Connection
     slot: int
     folder: Folder
+    begun: Counter
+    answered: int = 0
     pid: int | None = None
     orders: deque[Order] = field(default_factory=deque)
     dropped: list[str] = field(default_factory=list)
@@ -132,7 +136,7 @@ class ProcessPool(Crew):
         request = json.dumps({"number": number, "gpus": _visible(slot, self._needs[1])}).encode().ljust(REQUEST)
         with its, suppress(OSError):  # a server that is gone shows in the worker's end
             socket.send_fds(self._control, [request], [its.fileno()])
-        hand = Hand(Connection(ours.detach()), slot, folder)
+        hand = Hand(Connection(ours.detach()), slot, folder, folder.counter())
         self._answered.register(hand.connection, selectors.EVENT_READ, hand)
         return Member(number, hand)
 
@@ -155,8 +159,11 @@ class ProcessPool(Crew):
         self._answered.unregister(hand.connection)
         hand.connection.close()
         hand.folder.remove()
-        while hand.orders:
+        if hand.orders and hand.begun.value > hand.answered:
             hand.orders.popleft().outcome = why
+        while hand.orders:
+            hand.orders.popleft().outcome = replace(why, began=False)
+        hand.begun.close()
 
     # --- what is sent ----------------------------------------------------------------------------------------------
 
@@ -211,7 +218,7 @@ class ProcessPool(Crew):
     def work(self, member: Member, item: Any) -> Order:
         hand: Hand = member.hand
         if hand.is_gone:
-            return Order(Lost("it had ended before"))
+            return Order(GONE)
         if hand.dropped:
             gone, hand.dropped = hand.dropped, []
             self._send(hand, DROP + json.dumps(gone).encode())
@@ -222,21 +229,19 @@ class ProcessPool(Crew):
         return self._told(hand, message)
 
     def _told(self, hand: Hand, message: bytes) -> Order:
-        order = Order()
         if hand.is_gone:
-            order.outcome = Lost("it had ended before")
-            return order
-        hand.orders.append(order)
-        try:
-            self._send(hand, message)
-        except BaseException:  # half a message, and nobody who waits for its answer
-            self._end(hand)
-            raise
+            return Order(GONE)
+        hand.orders.append(order := Order())
+        self._send(hand, message)
         return order
 
     def _send(self, hand: Hand, message: bytes) -> None:
-        with suppress(OSError):  # its end is noticed when it is read from
-            hand.connection.send_bytes(message)
+        try:
+            with suppress(OSError):  # its end is noticed when it is read from
+                hand.connection.send_bytes(message)
+        except BaseException:  # half a message, and nobody who waits for its answer
+            self._end(hand)
+            raise
 
     # --- what comes back -------------------------------------------------------------------------------------------
 
@@ -268,7 +273,8 @@ class ProcessPool(Crew):
             return
         if hand.pid is None:
             hand.pid, self._is_serving = int(message), True
-        elif hand.orders:
+        else:
+            hand.answered += 1
             hand.orders.popleft().outcome = _answer(message)
 
     def _cause(self, hand: Hand) -> str:

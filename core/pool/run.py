@@ -177,6 +177,8 @@ class Run:
         keys = list(member.queue.values())
         self._lose(member)
         self.waiting.extendleft(reversed(keys))
+        if not cause.began:
+            return None
         if len(keys) > 1 or member in self.stale.values():
             self.suspects.update(keys)
             return None

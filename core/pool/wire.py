@@ -1,5 +1,5 @@
 """How values get from one process of a pool to another on the same machine: small ones in the message itself, large
-ones as a file in memory that the other process maps instead of copying it.
+ones as a file in memory, and shared ones as a file that every process maps instead of copying it.
 
 This is the one place where something is unpickled: between a pool and the processes that it started itself, over
 sockets and a folder that no other user can open. Nothing that is kept or comes from elsewhere passes here.
@@ -27,13 +27,11 @@ import cloudpickle  # also sends what a notebook or a script defines
 from core.pool.tensors import as_array, as_tensor
 
 MEMORY = "/dev/shm"  # where files are memory, on Linux
-PREFIX, LOCK = "hanse-pool-", "lock"
+PREFIX, LOCK, BEGUN = "hanse-pool-", "lock", "begun"
 SMALL = 128 << 10  # bytes up to which a value travels in its message, which is faster than a file
 ALIGN = 64  # bytes: a tensor or array begins where its numbers may lie
 LENGTH = struct.Struct("<Q")
 HERE, FILE = b"h", b"f"
-
-
 _by_name: dict[int, Any] = {}  # classes and functions that travel as their names: cloudpickle takes long to find out
 
 
@@ -93,6 +91,10 @@ class Folder:
         for path in self.paths:
             os.mkdir(path)
 
+    def counter(self) -> "Counter":
+        """The counter of a part, the same for all who ask for it."""
+        return Counter(f"{self.paths[0]}/{BEGUN}")
+
     def write(self, parts: Sequence[bytes | memoryview]) -> str:
         """A new file of these parts. OSError if there is room nowhere."""
         for path in self.paths:
@@ -113,6 +115,28 @@ class Folder:
             shutil.rmtree(path, ignore_errors=True)
         while self._locks:
             self._locks.pop().close()
+
+
+class Counter:
+    """A number that one process counts up and another reads, also when the first is dead."""
+
+    def __init__(self, file: str) -> None:
+        with open(file, "a+b") as stream:
+            stream.truncate(LENGTH.size)
+            self._memory = mmap.mmap(stream.fileno(), LENGTH.size)
+
+    @property
+    def value(self) -> int:
+        (value,) = LENGTH.unpack_from(self._memory)
+        return int(value)
+
+    def up(self) -> None:
+        """One more."""
+        LENGTH.pack_into(self._memory, 0, self.value + 1)
+
+    def close(self) -> None:
+        """Lets go of the memory."""
+        self._memory.close()
 
 
 def _sweep(root: Path) -> None:

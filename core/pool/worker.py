@@ -22,6 +22,7 @@ def work(connection: Connection, folder: Folder, limit: int) -> None:
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     connection.send_bytes(str(os.getpid()).encode())
     fn: Callable[[Any], Any] = _nothing
+    begun = folder.counter()
     while True:
         message = inbox.get()
         kind, content = message[:1], message[1:]
@@ -29,6 +30,7 @@ def work(connection: Connection, folder: Folder, limit: int) -> None:
             for file in json.loads(content):
                 forget(file)
             continue
+        begun.up()
         if kind == FUNCTION:
             fn, answer = _loaded(content)
         else:

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,18 +22,20 @@ from core.errors import ResourceError, WorkerError
 from core.pool import ProcessPool, Shared
 from core.pool import processes as processes_module
 from core.pool import wire as wire_module
-from core.pool.outcome import bytes_of
+from core.pool.outcome import Lost, bytes_of
 from tests.crew_contract import CrewContract, Make, alive
 from tests.pool_contract import results
 from tests.pool_work import (
     DEADLINE_S,
     deaf,
     double,
+    endless,
     endless_or_second,
     file_of,
     interrupt,
     is_imported,
     killed,
+    killed_with,
     meet,
     process,
     square,
@@ -52,7 +55,7 @@ def files_of(pool: ProcessPool) -> list[Path]:
         file
         for path in pool._folder.paths
         for file in Path(path).rglob("*")
-        if file.is_file() and file.name != wire_module.LOCK
+        if file.is_file() and file.name not in (wire_module.LOCK, wire_module.BEGUN)
     ]
 
 
@@ -64,7 +67,7 @@ class TestProcessPool(CrewContract):
     @staticmethod
     def holds(pool: ProcessPool) -> bool:
         maps = [Path(f"/proc/{member.hand.pid}/maps").read_text() for member in pool.members]
-        return any(pool._folder.paths[0] in text for text in maps)
+        return any(re.search(rf"{pool._folder.paths[0]}/[0-9a-f]{{32}}", text) for text in maps)  # the name of a share
 
     def test_items_and_results_of_many_megabytes_cross_on_their_way(self, pool: ProcessPool) -> None:
         items = {i: np.full(500_000, i, dtype=np.float64) for i in range(30)}
@@ -83,7 +86,7 @@ class TestProcessPool(CrewContract):
         shared = pool.share({"w": torch.ones(1000)})
         found = results(pool, double, {i: np.ones(10_000) for i in range(10)})
         assert len(found) == 10
-        assert files_of(pool) == [Path(shared._file)]
+        assert files_of(pool) == [Path(shared._name)]
 
     def test_what_one_worker_writes_into_a_shared_tensor_no_other_sees(self, pool: ProcessPool, tmp_path: Path) -> None:
         shared = pool.share({"w": torch.zeros(10_000)})
@@ -187,8 +190,8 @@ def test_what_does_not_fit_into_memory_lies_on_the_disk(monkeypatch: pytest.Monk
     with ProcessPool(1) as pool:
         assert len(set(pool._folder.paths)) == 2
         shared = pool.share({"w": torch.ones(100_000)})
-        assert [Path(shared._file)] == files_of(pool)
-        assert not shared._file.startswith(str(memory))
+        assert [Path(shared._name)] == files_of(pool)
+        assert not shared._name.startswith(str(memory))
         assert (results(pool, double, {1: np.ones(100_000)})[1] == 2).all()
 
 
@@ -235,7 +238,7 @@ def test_nothing_is_left_of_a_pool_that_is_closed() -> None:
         list(pool.run(process, {i: i for i in range(10)}))
         there = [server := psutil.Process(pool._server.pid), *server.children()]
         assert len(there) == 3 and all(os.path.isdir(path) for path in pool._folder.paths)
-    assert not any(os.path.exists(path) for path in [*pool._folder.paths, kept._file])
+    assert not any(os.path.exists(path) for path in [*pool._folder.paths, kept._name])
     assert not any(left.is_running() for left in there)
 
 
@@ -426,12 +429,12 @@ def test_an_interrupt_in_the_middle_of_a_message_costs_its_worker_and_not_the_po
     with ProcessPool(1, cpus_per_worker=0.5) as pool:
         assert results(pool, double, {1: 1}) == {1: 2}
 
-        def interrupted(hand: Any, message: bytes) -> None:
+        def interrupted(connection: Any, message: bytes) -> None:
             raise KeyboardInterrupt
 
         running = pool.run(double, {1: 1})
         with monkeypatch.context() as patch:
-            patch.setattr(pool, "_send", interrupted)
+            patch.setattr(processes_module.Connection, "send_bytes", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 next(running)
         assert results(pool, double, {3: 3}) == {3: 6}
@@ -444,3 +447,33 @@ def test_no_item_runs_twice_because_others_are_still_starting(tmp_path: Path) ->
         items = {i: (file, files) for i, file in enumerate(files)}
         assert len(set(results(starting, meet, items).values())) == 3
     assert [file.read_text() for file in files] == ["x", "x", "x"]
+
+
+def test_an_item_is_not_blamed_for_a_worker_that_was_dead_before_it_came(tmp_path: Path) -> None:
+    with ProcessPool(2, cpus_per_worker=0.5) as pool:
+        for attempt in range(4):
+            files = [tmp_path / f"{attempt}-{i}" for i in range(2)]
+            pids = list(results(pool, meet, {i: (file, files) for i, file in enumerate(files)}).values())
+            assert len(set(pids)) == 2
+            assert results(pool, killed_with, {1: (tmp_path / f"{attempt}-killed", pids)}) == {1: "done"}
+
+
+def test_of_a_dead_worker_it_is_known_what_it_had_begun(tmp_path: Path) -> None:
+    with ProcessPool(1, cpus_per_worker=0.5) as pool:
+        for is_awake in (True, False):
+            results(pool, double, {1: 1})
+            (member,) = pool.members
+            loaded = pool.begin(member, pool.packed(endless))
+            while not pool.wait([loaded], DEADLINE_S):
+                pass
+            started = tmp_path / str(is_awake)
+            process = psutil.Process(member.hand.pid)
+            if not is_awake:
+                process.suspend()
+            calls = [pool.work(member, started), pool.work(member, started)]
+            if is_awake:
+                meet((tmp_path / "here", [started]))
+            process.kill()
+            while not (lost := pool.outcomes(pool.wait(calls, DEADLINE_S))):
+                pass
+            assert [isinstance(one, Lost) and one.began for one in lost] == [is_awake, False]
