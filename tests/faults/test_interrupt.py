@@ -136,6 +136,27 @@ def test_ctrl_c_stops_a_run_on_ray_workers_with_a_checkpoint_and_a_second_one_en
     assert alive == []
 
 
+def test_a_second_ctrl_c_ends_the_processes_of_a_pool_and_leaves_no_files(
+    tmp_path: Path, started: list[Process]
+) -> None:
+    words = ("repeat.seeds=2", "workers=2", "cpus_per_worker=0.5", f"run_dir={tmp_path / 'run'}")
+    process = start(started, config(tmp_path, 10**6), *words)
+    read_until(process, "progress")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 3, "a server and two workers"
+    (folder,) = {part for part in children[0].cmdline()[-1].split('"') if "/hanse-pool-" in part and "shm" in part}
+    assert Path(folder).is_dir()
+    for worker in children[1:]:
+        worker.suspend()  # so that the first one is never done with
+    ctrl_c(process)
+    read_until(process, "stopping")
+    ctrl_c(process)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert not Path(folder).exists()
+
+
 def test_handlers_are_given_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     asked = []

@@ -29,13 +29,6 @@ train: {steps: 40, batch_size: 64, evaluate_every: 20}
 """
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "digits.yaml"
-    path.write_text(CONFIG)
-    return path
-
-
 def train(config: Path, folder: Path, *words: str) -> int:
     return main(["train", str(config), f"run_dir={folder}", "--json", *words])
 

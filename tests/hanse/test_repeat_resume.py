@@ -15,7 +15,8 @@ from core.ensemble.train import summaries, train_share
 from core.errors import ConfigError
 from core.recipe import TrainRun
 from core.storage.stop import StopRequest
-from core.storage.store import RunDirectory
+from core.storage.store import RunDirectory, read_run
+from hanse import repeat
 from hanse.cli import main
 from hanse.repeat import shares
 
@@ -30,13 +31,6 @@ SHORT: dict[str, Any] = {
     "model": {"kind": "mlp", "hidden": [8]},
     "train": {"steps": 9, "checkpoint_every": 4},
 }
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "digits.yaml"
-    path.write_text(CONFIG)
-    return path
 
 
 def train(config: Path, folder: Path, *words: str) -> int:
@@ -99,6 +93,23 @@ def test_a_failed_repeat_whose_members_can_go_on_is_not_advised_to_be_removed(tm
         directory.finish("failed", "the disk was full")
     with pytest.raises(ConfigError, match="go on with it by resume=true"):
         RunDirectory.create(tmp_path / "run")
+
+
+def test_what_a_worker_says_again_of_its_last_steps_stands_once(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = repeat._train
+
+    def twice(run: TrainRun, directory: RunDirectory, *rest: Any) -> None:
+        """As if a worker had died and another had gone on from a checkpoint."""
+        plain(run, directory, *rest)
+        for record in list(directory.run.metrics())[5:20]:
+            directory.record(record)
+
+    monkeypatch.setattr(repeat, "_train", twice)
+    assert train(config, tmp_path / "run", "train.steps=60", "--quiet") == 0
+    said = [(r["member"], r["step"], r["split"]) for r in read_run(tmp_path / "run").metrics()]
+    assert len(said) == len(set(said)) > 20
 
 
 # --- over a pool ---------------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import pytest
 from core.errors import DataError
 from core.population import Member, Outcome, fit_all
 from core.population import choose as choosing
-from core.population.choose import chosen
+from core.population import fit as fitting
+from core.population.choose import Begun, Choice, chosen
 from core.population.fit import buckets
+from core.population.lockstep import Lockstep
 from core.population.memory import members_at_once
 from core.population.places import Places, clear, reached
-from core.runtime import Runtime
+from core.runtime import LOCAL, Runtime
 from tests.core.population.cases import family, member, members, same
 
 
@@ -116,7 +118,9 @@ def test_members_that_are_stopped_go_on_at_that_very_step(backend: str, tmp_path
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "rmsprop", "lion", "muon"])
 def test_a_population_goes_on_with_the_state_of_every_optimizer(kind: str, tmp_path: Path) -> None:
     group = members(family("mlp", train__steps=8, train__checkpoint_every=3, optimizer={"kind": kind}), [{}] * 3)
-    agree(Work(tmp_path / "work", group).train(kill=5).train(), Work(tmp_path / "whole", group).train())
+    work = Work(tmp_path / "work", group).train(kill=5).train()
+    assert work.said("resumed") == [{"event": "resumed", "members": 3, "step": 3}]
+    agree(work, Work(tmp_path / "whole", group).train())
 
 
 @pytest.mark.parametrize("name", ["cnn batch norm", "gpt"])
@@ -125,7 +129,9 @@ def test_a_population_goes_on_with_its_buffers_and_frozen_weights(name: str, tmp
     group = members(family(name, train__steps=6, train__checkpoint_every=2, freeze=frozen), [{}] * 2)
     given = [member(m.recipe, m.name, weights) for m, weights in zip(group, _weights(group), strict=True)]
     for some in (group, given):
-        agree(Work(tmp_path / "work", some).train(kill=5).train(), Work(tmp_path / "whole", some).train())
+        work = Work(tmp_path / "work", some).train(kill=5).train()
+        assert work.said("resumed") == [{"event": "resumed", "members": 2, "step": 4}]
+        agree(work, Work(tmp_path / "whole", some).train())
 
 
 def _weights(group: Sequence[Member]) -> list[Any]:
@@ -252,4 +258,27 @@ def test_rows_of_other_widths_go_on_with_the_bits_of_undisturbed_ones(tmp_path: 
     base = family("mlp", train__steps=12, train__checkpoint_every=4, train__batch_size=1000)
     changes: list[dict[str, Any]] = [{"train.steps": 5}, {"data.split.test": 0.6}, {"data.split.test": 0.8}]
     group = members(base, changes)
-    agree(Work(tmp_path / "work", group).train(kill=9).train(), Work(tmp_path / "whole", group).train())
+    work = Work(tmp_path / "work", group).train(kill=9).train()
+    assert work.said("resumed") == [{"event": "resumed", "members": 2, "step": 8}]
+    agree(work, Work(tmp_path / "whole", group).train())
+
+
+def test_a_member_that_ended_in_the_timed_steps_says_so_only_once_the_others_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill in between would leave the others to begin again without its row."""
+    changes: list[dict[str, Any]] = [{"train.steps": 1}, {}, {}]
+    group = members(family("mlp", train__steps=6, train__checkpoint_every=0), changes)
+
+    def timed(some: Sequence[Member], *rest: Any) -> tuple[Choice, Begun]:
+        held: list[Any] = []
+        lockstep = Lockstep(some, LOCAL, lambda outcome: held.append(lambda: rest[-1](outcome)))
+        lockstep.advance()
+        assert len(held) == 1, "one has ended"
+        return Choice("vmap", "asked for", len(some)), Begun(lockstep, held)
+
+    monkeypatch.setattr(fitting, "choose", timed)
+    saved: list[bool] = []
+    finished = lambda outcome: saved.append(any(tmp_path.glob("together-m0/step-*")))  # noqa: E731
+    fit_all(group, "auto", LOCAL, None, finished, Places(tmp_path))
+    assert saved == [True, True, True]
