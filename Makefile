@@ -6,6 +6,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PY := .venv/bin/python
 PACKAGES = $(wildcard core cluster federated hanse)
 TESTS ?=
+JOBS ?= 3
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+unexport PYTHONDONTWRITEBYTECODE  # set in many containers: then each process that a test starts compiles everything anew
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench clean
@@ -20,11 +23,11 @@ demo: setup ## train on real data, here and on two Ray workers, and compare (und
 	@echo "demo: .venv/bin/hanse demo"
 	@.venv/bin/hanse demo
 
-test: setup ## all tests, one after the other, core first (TESTS=tests/core runs a part)
+test: setup ## all tests, core first, three at a time (TESTS=tests/core runs a part one after the other, JOBS=1 all)
 	@echo "test: core, where ray and flwr cannot be imported; then everything else"
 ifeq ($(TESTS),)
-	@HANSE_TEST_WITHOUT=ray,flwr $(PY) -m pytest -q tests/core
-	@$(PY) -m pytest -q tests --ignore=tests/core
+	@HANSE_TEST_WITHOUT=ray,flwr $(PY) -m pytest -q tests/core $(SIDE_BY_SIDE)
+	@$(PY) -m pytest -q tests --ignore=tests/core $(SIDE_BY_SIDE)
 else
 	@$(PY) -m pytest -q $(TESTS)
 endif

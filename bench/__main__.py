@@ -1,6 +1,7 @@
 """`python -m bench [NAME ...]`: runs the named measures, or all of them."""
 
 import importlib
+import os
 import pathlib
 import sys
 
@@ -13,6 +14,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"bench: no measure called {unknown[0]}; there are {', '.join(known)}", file=sys.stderr)
         return 2
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs keep what they compile, as installed ones do
     for name in names:
         importlib.import_module(f"bench.{name}").run()
     return 0

@@ -14,6 +14,8 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from core.config import dump_run, parse_run
 from core.errors import HanseError, ResourceError
@@ -59,7 +61,8 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
     failures: Any = FailureConfig
     callbacks: list[Any] = [_NoteFailures(directory.path.resolve())]
     gpu = _require_resources(run)
-    return TorchTrainer(
+    trainer = _Trainer if run.address else _EmbeddedTrainer
+    return trainer(
         work,
         train_loop_config={"run": dump_run(run.absolute()), "directory": str(directory.path.resolve())},
         scaling_config=ScalingConfig(
@@ -75,6 +78,22 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
             callbacks=callbacks,
         ),
     )
+
+
+class _Trainer(TorchTrainer):
+    """Without the keeper of Ray's data sets, of which there are none: a process that takes two seconds to start."""
+
+    idle: tuple[type, ...] = (DatasetsCallback,)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of the first version, see above
+        return [callback for callback in made if not isinstance(callback, self.idle)]
+
+
+class _EmbeddedTrainer(_Trainer):
+    """Also without the keeper of placement groups, for they end with the Ray that they are on."""
+
+    idle = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 def _require_resources(run: TrainRun) -> bool:

@@ -43,7 +43,7 @@ class Estimate:
 
 def step_flops(recipe: "Recipe", spec: "Spec") -> float:
     """FLOPs of one optimizer step over the whole global batch: 3 forward passes."""
-    forward, _ = _forward_costs(recipe.build(spec), example_batch(spec, 2), torch.float32)  # BatchNorm refuses 1 row
+    forward = _forward_flops(recipe.build(spec), example_batch(spec, 2))  # BatchNorm refuses 1 row
     return 3.0 * forward * recipe.train.batch_size / 2
 
 
@@ -54,20 +54,27 @@ def estimate(
 
     Under bf16 and fp16 the activations count 2 bytes each: autocast keeps a few of them, such as losses, in fp32.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    forward, activations = _forward_costs(task, batch, dtype)
     parameters = list(task.parameters())
-    trained = [p for p in parameters if p.requires_grad]
-    buffers_bytes = sum(_size(b) for b in task.buffers())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        activations = _activations_bytes(task, batch, _kept_as(precision), torch.device("cpu"))
     return Estimate(
         parameters=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in trained),
-        flops=3.0 * forward * batch_size / len(batch["inputs"]),
-        weights_bytes=sum(_size(p) for p in parameters) + buffers_bytes,
-        gradients_bytes=sum(_size(p) for p in trained),
-        optimizer_bytes=_optimizer_bytes(task, optimizer),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        flops=3.0 * _forward_flops(task, batch) * batch_size / len(batch["inputs"]),
+        weights_bytes=_weights_bytes(task),
+        gradients_bytes=_gradients_bytes(task),
+        optimizer_bytes=_optimizer_bytes(task, optimizer, torch.device("meta")),
         activations_bytes=activations,
     )
+
+
+def memory_bytes(
+    task: nn.Module, batch: Batch, optimizer: "OptimizerConfig", precision: str, device: torch.device
+) -> int:
+    """`Estimate.memory_bytes`, from a forward pass and an optimizer's step on zeros that are really run on the device:
+    what is to train there anyway takes milliseconds for it; without numbers torch's compiler is imported, a second."""
+    activations = _activations_bytes(task, batch, _kept_as(precision), device)
+    return _weights_bytes(task) + _gradients_bytes(task) + _optimizer_bytes(task, optimizer, device) + activations
 
 
 def example_batch(spec: "Spec", size: int) -> Batch:
@@ -82,12 +89,17 @@ def example_batch(spec: "Spec", size: int) -> Batch:
     return {"inputs": inputs, "targets": targets, "weight": weight, "key": key}
 
 
-def _forward_costs(task: nn.Module, batch: Batch, dtype: torch.dtype) -> tuple[int, int]:
-    """(FLOPs, bytes kept for the backward pass) of one forward pass in training.
+def _forward_flops(task: nn.Module, batch: Batch) -> int:
+    """Of one forward pass in training: on meta tensors everything falls apart into products, which count right."""
+    with FlopCounterMode(display=False) as counter:
+        _forward(task, *_shadow(task, batch, torch.float32, torch.device("meta")))
+    flops: int = counter.get_total_flops()
+    return flops
 
-    Two passes: on meta tensors everything falls apart into products, which count FLOPs right; on fake CPU tensors
-    attention and recurrence stay fused, which keep what they really keep: no [T, T] matrix for each head.
-    """
+
+def _activations_bytes(task: nn.Module, batch: Batch, dtype: torch.dtype, device: torch.device) -> int:
+    """What one forward pass in training keeps for the backward pass. Not on meta tensors: on a CPU's, fake or not,
+    attention and recurrence stay fused, which keep what they really keep: no [T, T] matrix for each head."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -95,23 +107,23 @@ def _forward_costs(task: nn.Module, batch: Batch, dtype: torch.dtype) -> tuple[i
         kept.setdefault(storage._cdata, storage)
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
-        _forward(task, *_shadow(task, batch, dtype, "meta"))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        weights, inputs = _shadow(task, batch, dtype, "cpu")
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _forward(task, weights, inputs)
-        given = {t.untyped_storage()._cdata for t in [*weights.values(), *inputs.values()]}
-        activations = sum(storage.nbytes() for key, storage in kept.items() if key not in given)
-    return counter.get_total_flops(), activations
+    weights, inputs = _shadow(task, batch, dtype, device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _forward(task, weights, inputs)
+    given = {t.untyped_storage()._cdata for t in [*weights.values(), *inputs.values()]}
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in given)
 
 
-def _shadow(task: nn.Module, batch: Batch, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], Batch]:
-    """Parameters with buffers, and batch: their shapes without their numbers, floats as `dtype`."""
+def _kept_as(precision: str) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def _shadow(task: nn.Module, batch: Batch, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Tensor], Batch]:
+    """Parameters with buffers, and batch: their shapes filled with zeros, floats as `dtype`."""
 
     def shadow(t: Tensor) -> Tensor:
         kind = dtype if t.is_floating_point() else t.dtype
-        return torch.empty(t.shape, dtype=kind, device=device, requires_grad=t.requires_grad)
+        return torch.zeros(t.shape, dtype=kind, device=device, requires_grad=t.requires_grad)
 
     weights = {name: shadow(t) for name, t in [*task.named_parameters(), *task.named_buffers()]}
     return weights, {name: shadow(t) for name, t in batch.items()}
@@ -132,13 +144,21 @@ def _training(task: nn.Module) -> Iterator[None]:
         task.train(was_training)
 
 
-def _optimizer_bytes(task: nn.Module, optimizer: "OptimizerConfig") -> int:
-    """The state that one step leaves, taken from a step on the meta device."""
+def _weights_bytes(task: nn.Module) -> int:
+    return sum(_size(t) for t in [*task.parameters(), *task.buffers()])
+
+
+def _gradients_bytes(task: nn.Module) -> int:
+    return sum(_size(p) for p in task.parameters() if p.requires_grad)
+
+
+def _optimizer_bytes(task: nn.Module, optimizer: "OptimizerConfig", device: torch.device) -> int:
+    """The state that one step leaves."""
     named = [
-        (n, nn.Parameter(torch.empty_like(p, device="meta"))) for n, p in task.named_parameters() if p.requires_grad
+        (n, nn.Parameter(torch.zeros_like(p, device=device))) for n, p in task.named_parameters() if p.requires_grad
     ]
     for _, parameter in named:
-        parameter.grad = torch.empty_like(parameter)
+        parameter.grad = torch.zeros_like(parameter)
     built = optimizer.build(named)
     built.step()
     entries: list[Any] = [value for state in built.state.values() for value in state.values()]

@@ -4,6 +4,7 @@ HANSE_TEST_WITHOUT=ray,flwr pytest tests/core    runs with these packages as goo
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,20 +16,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["NO_COLOR"] = "1"  # output is compared as plain text; what the caller's terminal can do is no matter
 
+# A shell lets what it starts in the background ignore Ctrl-C; tests press it, and their processes inherit what is set.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # None makes `import NAME` raise ModuleNotFoundError and `find_spec(NAME)` return None: as if it were not installed.
 for _name in filter(None, os.environ.get("HANSE_TEST_WITHOUT", "").split(",")):
     sys.modules[_name] = None  # type: ignore[assignment]
 
-ROOMS = ("core", "architecture", "deploy", "hanse", "cluster", "federated", "parity", "smoke", "faults")
+ROOMS = ("core", "architecture", "deploy", "cluster", "federated", "smoke", "parity", "faults", "hanse")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Core first: what everything stands on says first where it is broken. Tests that start Ray come last."""
-    root = Path(__file__).parent
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Core first: what everything stands on says first where it is broken. Tests that start Ray come last; but where
+    files are tested side by side, those with tests that take long come first, so that none is left alone at the end."""
+    root, is_side_by_side = Path(__file__).parent, hasattr(config, "workerinput")
+    slow = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("slow")}
 
     def place(item: pytest.Item) -> tuple[bool, int]:
         room = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
-        return item.get_closest_marker("ray") is not None, ROOMS.index(room) if room in ROOMS else len(ROOMS)
+        is_late = item.path not in slow if is_side_by_side else item.get_closest_marker("ray") is not None
+        return is_late, ROOMS.index(room) if room in ROOMS else len(ROOMS)
 
     items.sort(key=place)
 

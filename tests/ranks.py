@@ -1,6 +1,7 @@
 """Runs a function on several real processes joined by gloo, without Ray: what a cluster does, in a few seconds."""
 
 import gc
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+multiprocessing.set_forkserver_preload(["core.train", "tests.ranks"])  # imported once, not by each process
+
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """[function(rank, world, *arguments) for each rank], each in its own process of one group."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (world, Path(folder), function, arguments), nprocs=world, join=True)
+        mp.start_processes(_enter, (world, Path(folder), function, arguments), world, start_method="forkserver")
         # written a moment ago by our own processes
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from core.errors import WorkerError
 from core.learner import Saver, put_weights
 from core.population.member import Member, Outcome
+from core.population.spacing import Spacing
 from core.recipe import Training
 from core.runtime import LOCAL, Runtime
 from core.storage.checkpoint import Restored, Snapshot
@@ -17,12 +18,13 @@ class Keeper:
     """Keeps the best weights of a fit in memory, and beside what it goes on from in `checkpoints`, if it has any.
 
     `fit` saves at every best evaluation and at its end. What is kept of many small fits would take longer than they do,
-    so that only what `checkpoint_every` asks for, and where a fit is stopped, goes on to the disk.
+    so that only what `checkpoint_every` asks for, some seconds apart, and where a fit is stopped, goes on to the disk.
     """
 
     def __init__(self, train: Training, runtime: Runtime, checkpoints: Saver | None) -> None:
         self.train, self.runtime, self.checkpoints = train, runtime, checkpoints
         self.best: dict[str, Tensor] = {}
+        self.spacing = Spacing()
 
     def save(self, snapshot: Snapshot, best: bool = False) -> None:
         """Takes a copy of the weights if they are the best so far, and saves the snapshot with those if it is time."""
@@ -30,7 +32,8 @@ class Keeper:
             self.best = {name: tensor.clone() for name, tensor in snapshot.tensors["model"].items()}
         if self.checkpoints is None or snapshot.step >= self.train.steps:
             return
-        if due(snapshot.step, self.train.checkpoint_every, self.train.steps) or self.runtime.should_stop():
+        is_due = due(snapshot.step, self.train.checkpoint_every, self.train.steps) and self.spacing.is_over()
+        if is_due or self.runtime.should_stop():
             self.checkpoints.save(replace(snapshot, tensors={**snapshot.tensors, "best": self.best}))
 
     def wait(self) -> None:

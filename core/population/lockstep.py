@@ -17,6 +17,7 @@ from core.meter import memory_bytes
 from core.population.feed import Feed
 from core.population.member import Finished, Member, Outcome, ignore
 from core.population.population import Moved, Population
+from core.population.spacing import Spacing
 from core.recipe import Training
 from core.runtime import LOCAL, Record, Runtime
 from core.storage.checkpoint import Snapshot
@@ -34,9 +35,9 @@ def fit_together(
     """Trains members that share a signature as one population. Outcomes come in the members' order, to `finished` as
     they are there. `begun`: these members, which have already made some steps.
 
-    Into `checkpoints` goes the beginning, as members may leave before the first `checkpoint_every` steps, then what
-    the recipe asks for, and where the run is stopped. Raises ConfigError if the members cannot be stacked, RuntimeError
-    if an operation of the model cannot be.
+    Into `checkpoints` goes the beginning, as members may leave before the next one is due, then what the recipe asks
+    for, some seconds apart, and where the run is stopped. Raises ConfigError if the members cannot be stacked,
+    RuntimeError if an operation of the model cannot be.
     """
     lockstep = begun or Lockstep(members, runtime)
     lockstep.runtime, lockstep.finished = runtime, finished
@@ -67,6 +68,7 @@ class Lockstep:
         self.step = 0  # that all of them have made
         self.pauses = {m.name: (m.recipe.train.evaluate_every, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
+        self.spacing = Spacing()
 
     def advance(self) -> None:
         """One step of every member that trains, and what is due after it."""
@@ -102,7 +104,8 @@ class Lockstep:
 
     def is_due(self) -> bool:
         """Whether a checkpoint is; not where all have ended."""
-        return due(self.step, self.population.members[0].recipe.train.checkpoint_every, 0)
+        every = self.population.members[0].recipe.train.checkpoint_every
+        return due(self.step, every, 0) and self.spacing.is_over()
 
     def capture(self) -> Snapshot:
         """All that is not a function of the members and the step. The tensors change with the next one."""

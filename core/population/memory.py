@@ -1,13 +1,13 @@
-"""How many members fit into memory at once, from an estimate of what one of them takes."""
+"""How many members fit into memory at once, from what one of them takes."""
 
 import torch
 
-from core.estimate import estimate, example_batch
+from core.estimate import example_batch, memory_bytes
 from core.learner import freeze
 from core.population.member import Member, Signature
 
 SHARE = 0.5  # of the free memory that a population may take
-SCRATCH = 2.0  # times the estimate of one member: gradients in flight, and attention whose scores are written out
+SCRATCH = 2.0  # times what one member keeps: gradients in flight, and attention whose scores are written out
 
 
 def members_at_once(member: Member, device: torch.device, free_bytes: int | None = None) -> tuple[int, int]:
@@ -15,7 +15,7 @@ def members_at_once(member: Member, device: torch.device, free_bytes: int | None
 
     `free_bytes`: the memory to count with; null is what the device has free now.
     """
-    each = max(1, int(SCRATCH * _bytes_of(member)))
+    each = max(1, int(SCRATCH * _bytes_of(member, device)))
     free = free_bytes if free_bytes is not None else free_memory(device)
     return max(1, int(SHARE * free) // each), each
 
@@ -35,19 +35,20 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _bytes_of(member: Member) -> int:
-    """The estimate for one member; those of the same signature take the same, for as many rows."""
+def _bytes_of(member: Member, device: torch.device) -> int:
+    """What one member takes; those of the same signature take the same, for as many rows."""
     recipe, train = member.recipe, member.recipe.train
     micro = max(2, -(-member.shard.rows(train) // train.accumulate))  # batch norm refuses one row
     key = (Signature.of(member), micro)
-    if key not in _ESTIMATES:
+    if key not in _KNOWN:
         task = recipe.build(member.shard.spec)
         freeze(task, recipe.freeze)
         batch = example_batch(member.shard.spec, micro)
-        costs = estimate(task, batch, recipe.optimizer, train.batch_size, train.precision)
-        private = micro * costs.gradients_bytes if recipe.privacy else 0  # a gradient for each example
-        _ESTIMATES[key] = costs.memory_bytes + private
-    return _ESTIMATES[key]
+        size = memory_bytes(task, batch, recipe.optimizer, train.precision, device)
+        if recipe.privacy:  # a gradient for each example
+            size += micro * sum(p.nbytes for p in task.parameters() if p.requires_grad)
+        _KNOWN[key] = size
+    return _KNOWN[key]
 
 
-_ESTIMATES: dict[tuple[Signature, int], int] = {}
+_KNOWN: dict[tuple[Signature, int], int] = {}

@@ -1,9 +1,11 @@
-"""Training through Ray Train: the numbers of one process, a worker that dies, a clean end. Each starts a real Ray."""
+"""Training through Ray Train: the numbers of one process, a worker that dies, a clean end. For the first test a Ray is
+started; the others join one at an address, which takes less time."""
 
 import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("alone") / "run").run
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
 def test_two_ray_workers_give_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
     result = train(tmp_path / "run", workers=2)
     assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
@@ -65,7 +78,7 @@ def test_two_ray_workers_give_the_numbers_of_one_process(alone: Path, tmp_path: 
     assert not ray_workers()  # nothing is left running
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_costs_nothing_but_time(address: str, tmp_path: Path) -> None:
     run, killed = tmp_path / "run", threading.Event()
 
     def kill_one_worker() -> None:
@@ -78,7 +91,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     thread = threading.Thread(target=kill_one_worker, daemon=True)
     thread.start()
     try:
-        result = train(run, workers=2, train__steps=300)  # long enough for the killer to come in time
+        result = train(run, address=address, workers=2, train__steps=300)  # long enough for the killer to come in time
         assert killed.is_set()
     finally:
         killed.set()
@@ -88,42 +101,40 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     started = [event["step"] for event in events if event["event"] == "started"]
     assert started[0] == 0
     assert started[1] >= 10
-    undisturbed = train(tmp_path / "undisturbed", workers=2, train__steps=300)
+    undisturbed = train(tmp_path / "undisturbed", address=address, workers=2, train__steps=300)
     assert result.summary["weights_sha256"] == undisturbed.summary["weights_sha256"]
     assert curve(run) == curve(undisturbed.run)
 
 
-def test_four_workers_on_half_a_processor_each_give_the_numbers_of_one(alone: Path, tmp_path: Path) -> None:
-    result = train(tmp_path / "run", workers=4, cpus_per_worker=0.5)
+def test_four_workers_on_half_a_processor_each_give_the_numbers_of_one(
+    alone: Path, address: str, tmp_path: Path
+) -> None:
+    result = train(tmp_path / "run", address=address, workers=4, cpus_per_worker=0.5)
     assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
     assert difference(alone, result.run) < 1e-5
 
 
-def test_an_elastic_run_gives_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
-    result = train(tmp_path / "run", workers={"min": 1, "max": 2})
+def test_an_elastic_run_gives_the_numbers_of_one_process(alone: Path, address: str, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", address=address, workers={"min": 1, "max": 2})
     assert difference(alone, result.run) < 1e-5
 
 
-def test_a_sharded_run_on_a_cluster_at_an_address_gives_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        result = train(tmp_path / "run", workers=2, strategy="fsdp", address=cluster.address)
-    finally:
-        cluster.shutdown()
+def test_a_sharded_run_gives_the_numbers_of_one_process(alone: Path, address: str, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", address=address, workers=2, strategy="fsdp")
     assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
     assert difference(alone, result.run) < 1e-5
 
 
-def test_an_error_in_a_worker_is_the_users_one_line_error(tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_the_users_one_line_error(address: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.csv"):
-        train(tmp_path / "run", workers=2, **{"data__kind": "table", "data__path": str(tmp_path / "missing.csv")})
+        train(
+            tmp_path / "run", address=address, workers=2, data__kind="table", data__path=str(tmp_path / "missing.csv")
+        )
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_without_retries(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_without_retries(address: str, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="not finite at step"):
-        train(tmp_path / "run", workers=2, optimizer__kind="sgd", optimizer__lr=1e30)
+        train(tmp_path / "run", address=address, workers=2, optimizer__kind="sgd", optimizer__lr=1e30)
 
 
 def test_more_workers_than_the_machine_has_are_refused(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from core.data.spec import Spec
-from core.estimate import estimate, example_batch, peak_flops, peak_of, step_flops
+from core.estimate import estimate, example_batch, memory_bytes, peak_flops, peak_of, step_flops
 from core.optim import SGD, Adam, Lion, Muon, OptimizerConfig, RMSprop
 from core.task import Batch
+from tests.core.population.cases import family, members
 
 
 class Sum(nn.Module):
@@ -111,6 +112,17 @@ def test_frozen_parameters_cost_no_gradient_and_no_state() -> None:
     assert (costs.parameters, costs.trainable) == (MLP_PARAMETERS, MLP_PARAMETERS - 320)
     assert costs.gradients_bytes == 4 * costs.trainable
     assert costs.optimizer_bytes == 8 * costs.trainable
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "cnn batch norm", "resnet", "gru", "gpt"])
+def test_a_pass_that_is_run_keeps_what_was_estimated(name: str, precision: str) -> None:
+    (one,) = members(family(name), [{}])
+    task, batch = one.recipe.build(one.shard.spec), example_batch(one.shard.spec, 5)
+    before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
+    found = memory_bytes(task, batch, one.recipe.optimizer, precision, torch.device("cpu"))
+    assert found == estimate(task, batch, one.recipe.optimizer, 5, precision).memory_bytes
+    assert all(torch.equal(tensor, before[key]) for key, tensor in task.state_dict().items())
 
 
 def test_an_estimate_leaves_the_task_as_it_was() -> None:

@@ -83,6 +83,11 @@ def test_torch_is_installed_first_and_alone(clone: Path, run: Run) -> None:
     assert "download about 200 MB" in done.stdout and "2 MB downloaded" in done.stdout
 
 
+def test_the_packages_of_the_clone_are_compiled_last(clone: Path, run: Run) -> None:
+    run(PYTHONDONTWRITEBYTECODE="1")
+    assert (clone / "calls").read_text().splitlines()[-1] == "-m compileall -q core cluster federated hanse"
+
+
 def test_a_second_run_calls_nothing(clone: Path, run: Run) -> None:
     run()
     before = (clone / "calls").read_text()

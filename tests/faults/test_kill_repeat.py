@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core.population import spacing
 from hanse.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,11 @@ repeat: {seeds: 3}
 """
 
 
+SAVING = (
+    "from core.population import spacing; spacing.SECONDS = 0; from hanse.cli import main; raise SystemExit(main())"
+)
+
+
 def hanse(file: Path, folder: Path, *words: str) -> int:
     return main(["train", str(file), f"run_dir={folder}", "resume=true", "--json", *words])
 
@@ -29,7 +35,7 @@ def hanse(file: Path, folder: Path, *words: str) -> int:
 def kill_after(lines: int, file: Path, folder: Path, *words: str) -> None:
     """The command as a process, killed when members have said so much: it is then some hundred lines ahead at most, as
     many as the pipe between them holds."""
-    command = [sys.executable, "-m", "hanse", "train", str(file), f"run_dir={folder}", "resume=true", "--json", *words]
+    command = [sys.executable, "-c", SAVING, "train", str(file), f"run_dir={folder}", "resume=true", "--json", *words]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -53,8 +59,12 @@ def curves(folder: Path) -> list[tuple[str, int, str, float]]:
     return sorted((r["member"], r["step"], r["split"], r["loss"]) for r in records(folder, "metrics.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
-def test_every_member_of_a_repeat_killed_twice_has_the_bits_of_an_undisturbed_one(backend: str, tmp_path: Path) -> None:
+def test_every_member_of_a_repeat_killed_twice_has_the_bits_of_an_undisturbed_one(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spacing, "SECONDS", 0.0)
     file, word = tmp_path / "digits.yaml", f"repeat.backend={backend}"
     file.write_text(CONFIG)
     assert hanse(file, tmp_path / "whole", word) == 0

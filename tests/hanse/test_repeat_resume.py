@@ -67,7 +67,9 @@ def test_a_repeat_stopped_by_ctrl_c_goes_on_to_the_weights_of_an_undisturbed_one
 def test_people_are_told_where_a_repeat_goes_on_and_not_the_names_of_all_its_members(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.population import lockstep
+    from core.population import lockstep, spacing
+
+    monkeypatch.setattr(spacing, "SECONDS", 0.0)
 
     class Killed(BaseException):
         pass

@@ -73,6 +73,7 @@ def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(((a[name] - b[name]).norm() / a[name].norm().clamp(min=1e-3)).item() for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("case", list(CASES))
 def test_any_number_of_workers_gives_the_weights_of_one(case: str, world: int) -> None:

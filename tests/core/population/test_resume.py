@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.errors import DataError
-from core.population import Member, Outcome, fit_all
+from core.population import Member, Outcome, fit_all, spacing
 from core.population import choose as choosing
 from core.population import fit as fitting
 from core.population.choose import Begun, Choice, chosen
@@ -18,6 +18,11 @@ from core.population.memory import members_at_once
 from core.population.places import Places, clear, reached
 from core.runtime import LOCAL, Runtime
 from tests.core.population.cases import family, member, members, same
+
+
+@pytest.fixture(autouse=True)
+def _whatever_is_due_is_saved_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spacing, "SECONDS", 0.0)
 
 
 class Killed(BaseException):
@@ -101,6 +106,22 @@ def test_a_member_that_ended_before_the_first_checkpoint_was_due_is_a_row_again(
     assert len(work.outcomes) == 1
     agree(work.train(), whole)
     assert work.said("resumed") == [{"event": "resumed", "members": 3, "step": 0}]
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_checkpoints_are_some_seconds_apart(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(1000))  # one for each time that the clock is asked
+    monkeypatch.setattr(spacing.time, "monotonic", lambda: float(next(seconds)))
+    group = members(family("mlp", train__steps=24, train__checkpoint_every=2), [{}] * 2)
+
+    def saved(pause: float) -> list[int]:
+        monkeypatch.setattr(spacing, "SECONDS", pause)
+        work = Work(tmp_path / str(pause), group, backend).train(kill=24)
+        return sorted({int(path.name.removeprefix("step-")) for path in work.path.rglob("step-*")})
+
+    assert saved(1.0)[-1] == 22
+    assert saved(5.0)[-1] == 20, "of those due at 2, 4, ... the fifth and the tenth are"
+    assert saved(1e9) == ([] if backend == "loop" else [0])
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
