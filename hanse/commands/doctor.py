@@ -172,7 +172,7 @@ finally:
     ray.shutdown()
 answer(version=ray.__version__, seconds=time.monotonic() - began)
 """
-    with tempfile.TemporaryDirectory(prefix="hanse-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="hanse-ray-", ignore_cleanup_errors=True) as folder:
         # one process on the loopback address for a few seconds: a token would be written to the home directory
         said = probe(code, HANSE_PROBE=folder, RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     if "error" in said:

@@ -14,7 +14,11 @@ import pytest
 import safetensors.torch
 
 import hanse
+from cluster.session import session
+from core.config import parse_run
 from core.errors import DataError, ResourceError, WorkerError
+from core.recipe import TrainRun
+from core.storage.store import RunDirectory
 
 # Ray warns about its own deprecated settings in this process, which starts it
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
@@ -135,6 +139,19 @@ def test_an_error_in_a_worker_is_the_users_one_line_error(address: str, tmp_path
 def test_a_loss_that_is_not_finite_ends_the_run_without_retries(address: str, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="not finite at step"):
         train(tmp_path / "run", address=address, workers=2, optimizer__kind="sgd", optimizer__lr=1e30)
+
+
+def test_ray_train_starts_no_helper_that_has_nothing_to_do(address: str, tmp_path: Path) -> None:
+    with session(address, 1), RunDirectory.create(tmp_path / "run") as directory:
+        from cluster.ray_train import trainer_of
+
+        def helpers(**changes: Any) -> set[str]:
+            run = parse_run(TrainRun, {**DIGITS, "workers": 1, **changes})
+            return {type(made).__name__ for made in trainer_of(run, directory)._create_default_callbacks()}
+
+        there, embedded = helpers(address=address), helpers()
+    assert "BackendSetupCallback" in embedded and "DatasetsCallback" not in there
+    assert there - embedded == {"PlacementGroupCleanerCallback"}
 
 
 def test_more_workers_than_the_machine_has_are_refused(tmp_path: Path) -> None:

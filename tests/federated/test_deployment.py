@@ -12,6 +12,7 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from core.errors import ConfigError, ResourceError, WorkerError
+from federated.flower import daemon
 from federated.flower.app_directory import Scalar, write_app
 from federated.flower.certificates import issue, node_key
 from federated.flower.daemon import Daemon
@@ -95,7 +96,10 @@ def test_an_app_that_flower_refuses_is_a_mistake_in_the_config(here: Deployment,
 
 
 @pytest.mark.slow
-def test_only_a_node_whose_key_is_registered_can_join(here: Deployment, tmp_path: Path) -> None:
+def test_only_a_node_whose_key_is_registered_can_join(
+    here: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "GRACE_S", 60.0)  # on a machine that is busy it does not end at once
     private, public = node_key(tmp_path, "newcomer")
     ports = _free_ports(0, 2)
     keyless, stranger = (

@@ -157,11 +157,11 @@ def test_a_probe_does_not_join_the_cluster_of_the_environment(monkeypatch: pytes
 def test_ray_starts_runs_a_task_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(room.tempfile, "tempdir", None)
-    before = set(Path(room.tempfile.gettempdir()).glob("hanse-*"))
+    before = set(Path(room.tempfile.gettempdir()).glob("hanse-ray-*"))
     had_ray = "ray" in sys.modules  # of a test before this one
     finding = room.ray_start()
     assert finding.status == "ok" and "ran a task" in finding.detail, finding
-    assert set(Path(room.tempfile.gettempdir()).glob("hanse-*")) == before
+    assert set(Path(room.tempfile.gettempdir()).glob("hanse-ray-*")) == before
     assert not (tmp_path / ".ray").exists()
     ours = [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.name() in {"raylet", "gcs_server"}]
     assert ours == [] and ("ray" in sys.modules) == had_ray

@@ -29,7 +29,7 @@ ELSEWHERE = {
     "ray start": "tests/cluster/test_data_parallel.py",
     "ray stop": "tests/cluster/test_data_parallel.py",
 }
-QUICK = 25  # steps at most
+STEPS, QUICK = "train.steps=", 25  # at most
 ROUNDS = 3
 # What a reader would have: a table, a text, rows to predict
 ROWS = [f"{20 + i % 40},{i % 9},{'low' if i % 40 < 20 else 'high'}" for i in range(120)]
@@ -64,8 +64,8 @@ def arguments(line: str, latest: str) -> list[str]:
     """The words of a hanse command, made short: few steps of training, and the name of a run where RUN stands."""
     words = [re.sub(r"\bRUN\b", latest, word) for word in shlex.split(line)[1:]]
     if words[0] == "train":
-        steps = [int(word.removeprefix("train.steps=")) for word in words if word.startswith("train.steps=")]
-        words.append(f"train.steps={min([QUICK, *steps])}")
+        given = [int(word.removeprefix(STEPS)) for word in words if word.startswith(STEPS)]
+        words = [word for word in words if not word.startswith(STEPS)] + [f"{STEPS}{min([QUICK, *given])}"]
     if words[:2] == ["federate", "simulate"] and "--app" not in words:
         words.append(f"rounds={ROUNDS}")
     return words
