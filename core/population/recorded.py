@@ -15,7 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensor, Tensor]]
 Shapes = tuple[Any, ...]
-WORTH = 8  # calls with the same shapes before they are recorded, which takes as long as some hundred steps
+WORTH = 12  # calls with the same shapes before they are recorded, which takes as long as some hundred steps: more calls
+# than `choose` times, since members that then train alone would have recorded for nothing
 aten: Any = torch.ops.aten
 VIEWS = {aten.expand.default, aten.view.default, aten._unsafe_view.default}
 SHAPED = {  # whose values do not depend on their arguments' values

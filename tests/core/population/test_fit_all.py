@@ -14,6 +14,7 @@ from core.population import Member, fit_all
 from core.population import choose as choosing
 from core.population.fit import buckets
 from core.population.memory import members_at_once
+from core.population.recorded import WORTH
 from core.recipe import Recipe
 from core.runtime import Runtime
 from tests.core.population.cases import apart, data_of, family, member, members
@@ -233,6 +234,10 @@ def test_a_member_without_a_validation_split_to_decide_by_is_refused() -> None:
         with pytest.raises(ConfigError, match=r"data\.split\.validation: is empty"):
             fit_all([Member("m0", impatient, data_of(impatient).shard())], backend)  # type: ignore[arg-type]
     assert fit_all([member(recipe, "m0")])[0].ended == "done"
+
+
+def test_no_step_is_recorded_while_executors_are_timed() -> None:
+    assert WORTH > 1 + choosing.MOST
 
 
 def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
