@@ -24,7 +24,7 @@ from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
 SHARE, LEAST, MOST = 50, 2, 8  # one step in so many is timed, after one that warms up; the fastest counts
-CLEARLY = 1.5  # times slower together than alone: another step would not tell more
+ENOUGH = 3  # such steps that were all slower together than alone: more would not tell otherwise
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _time(
     lockstep = Lockstep(members, quiet, lambda outcome: held.append(partial(finished, outcome)))
     with _no_fallback():
         seconds = [_seconds(lockstep.advance, runtime)]
-        while lockstep.at and len(seconds) <= count and not (seconds[1:] and seconds[-1] > CLEARLY * loop_s):
+        while lockstep.at and len(seconds) <= count and not (seconds[ENOUGH:] and min(seconds[1:]) > loop_s):
             seconds.append(_seconds(lockstep.advance, runtime))
     # the first step also warms up; the others found their batches in the block that it had prepared
     together_s = min(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]

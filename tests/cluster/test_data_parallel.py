@@ -95,7 +95,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(address: str, tmp_path: 
     thread = threading.Thread(target=kill_one_worker, daemon=True)
     thread.start()
     try:
-        result = train(run, address=address, workers=2, train__steps=300)  # long enough for the killer to come in time
+        result = train(run, address=address, workers=2, train__steps=150)  # long enough for the killer to come in time
         assert killed.is_set()
     finally:
         killed.set()
@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(address: str, tmp_path: 
     started = [event["step"] for event in events if event["event"] == "started"]
     assert started[0] == 0
     assert started[1] >= 10
-    undisturbed = train(tmp_path / "undisturbed", address=address, workers=2, train__steps=300)
+    undisturbed = train(tmp_path / "undisturbed", address=address, workers=2, train__steps=150)
     assert result.summary["weights_sha256"] == undisturbed.summary["weights_sha256"]
     assert curve(run) == curve(undisturbed.run)
 
@@ -132,7 +132,7 @@ def test_a_sharded_run_gives_the_numbers_of_one_process(alone: Path, address: st
 def test_an_error_in_a_worker_is_the_users_one_line_error(address: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.csv"):
         train(
-            tmp_path / "run", address=address, workers=2, data__kind="table", data__path=str(tmp_path / "missing.csv")
+            tmp_path / "run", address=address, workers=1, data__kind="table", data__path=str(tmp_path / "missing.csv")
         )
 
 
