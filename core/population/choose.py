@@ -103,6 +103,7 @@ def choose(
     if len(members) == 1 and wanted == "auto":
         return Choice("loop", "there is one member"), None
     begun: Begun | None = None
+    some = members[:1]  # whose memory is looked at first
     try:
         largest = max(members, key=lambda member: member.shard.rows(member.recipe.train))
         at_once, each_bytes = members_at_once(largest, runtime.device, free_bytes)

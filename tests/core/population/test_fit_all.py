@@ -272,6 +272,16 @@ def test_members_that_end_while_they_are_timed_have_ended(steps: int, monkeypatc
     assert max(apart(a, b) for a, b in zip(first, again, strict=True)) < 1e-4
 
 
+def test_members_of_which_memory_hardly_holds_one_train_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(choosing, "members_at_once", full)
+    outcomes, records = fitted(members(family("mlp"), [{}] * 3))
+    assert said(records)[0]["reason"] == "memory does not suffice for two members at once"
+    assert [outcome.ended for outcome in outcomes] == ["done"] * 3
+
+
 def test_a_probe_that_runs_out_of_memory_is_made_again_with_half_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     whole = choosing.Lockstep
