@@ -68,7 +68,7 @@ def estimate(
     )
 
 
-def memory_bytes(
+def training_bytes(
     task: nn.Module, batch: Batch, optimizer: "OptimizerConfig", precision: str, device: torch.device
 ) -> int:
     """`Estimate.memory_bytes`, from a forward pass and an optimizer's step on zeros that are really run on the device:

@@ -2,7 +2,7 @@
 
 import torch
 
-from core.estimate import example_batch, memory_bytes
+from core.estimate import example_batch, training_bytes
 from core.learner import freeze
 from core.population.member import Member, Signature
 
@@ -36,19 +36,19 @@ def free_memory(device: torch.device) -> int:
 
 
 def _bytes_of(member: Member, device: torch.device) -> int:
-    """What one member takes; those of the same signature take the same, for as many rows."""
+    """What one member takes; those of the same signature take the same, for as many rows on the same device."""
     recipe, train = member.recipe, member.recipe.train
     micro = max(2, -(-member.shard.rows(train) // train.accumulate))  # batch norm refuses one row
-    key = (Signature.of(member), micro)
+    key = (Signature.of(member), micro, device)
     if key not in _KNOWN:
         task = recipe.build(member.shard.spec)
         freeze(task, recipe.freeze)
         batch = example_batch(member.shard.spec, micro)
-        size = memory_bytes(task, batch, recipe.optimizer, train.precision, device)
+        size = training_bytes(task, batch, recipe.optimizer, train.precision, device)
         if recipe.privacy:  # a gradient for each example
             size += micro * sum(p.nbytes for p in task.parameters() if p.requires_grad)
         _KNOWN[key] = size
     return _KNOWN[key]
 
 
-_KNOWN: dict[tuple[Signature, int], int] = {}
+_KNOWN: dict[tuple[Signature, int, torch.device], int] = {}

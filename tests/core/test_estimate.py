@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.spec import Spec
-from core.estimate import estimate, example_batch, memory_bytes, peak_flops, peak_of, step_flops
+from core.estimate import estimate, example_batch, peak_flops, peak_of, step_flops, training_bytes
 from core.optim import SGD, Adam, Lion, Muon, OptimizerConfig, RMSprop
 from core.task import Batch
 from tests.core.population.cases import family, members
@@ -120,7 +120,7 @@ def test_a_pass_that_is_run_keeps_what_was_estimated(name: str, precision: str) 
     (one,) = members(family(name), [{}])
     task, batch = one.recipe.build(one.shard.spec), example_batch(one.shard.spec, 5)
     before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
-    found = memory_bytes(task, batch, one.recipe.optimizer, precision, torch.device("cpu"))
+    found = training_bytes(task, batch, one.recipe.optimizer, precision, torch.device("cpu"))
     assert found == estimate(task, batch, one.recipe.optimizer, 5, precision).memory_bytes
     assert all(torch.equal(tensor, before[key]) for key, tensor in task.state_dict().items())
 
