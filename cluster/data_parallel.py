@@ -40,7 +40,7 @@ def train(
         thread = threading.Thread(target=_fit, args=(trainer_of(run, directory), outcome), daemon=True)
         follower = directory.follow()
         thread.start()
-        while thread.is_alive() and not requests.refusal():  # after one Ray Train would only start the workers again
+        while thread.is_alive():
             thread.join(POLL_S)
             for record in follower.new():
                 show(record)

@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 
 import hanse
-from cluster import data_parallel
 from cluster.session import session
 from core.config import parse_run
 from core.errors import DataError, ResourceError, WorkerError
@@ -140,25 +139,6 @@ def test_an_error_in_a_worker_is_the_users_one_line_error(address: str, tmp_path
 def test_a_loss_that_is_not_finite_ends_the_run_without_retries(address: str, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="not finite at step"):
         train(tmp_path / "run", address=address, workers=2, optimizer__kind="sgd", optimizer__lr=1e30)
-
-
-def test_an_error_that_is_final_is_said_although_ray_train_would_try_again(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tested = threading.Event()
-
-    def trying_again(trainer: Any, outcome: dict[str, Any]) -> None:
-        from cluster.ray_train import Requests
-
-        Requests(RunDirectory.join(tmp_path / "run")).refuse(0, DataError("a bad file"))
-        tested.wait()
-
-    monkeypatch.setattr(data_parallel, "_fit", trying_again)
-    try:
-        with pytest.raises(DataError, match="a bad file"):
-            train(tmp_path / "run", address=address, workers=1)
-    finally:
-        tested.set()
 
 
 def test_ray_train_starts_no_helper_that_has_nothing_to_do(address: str, tmp_path: Path) -> None:
