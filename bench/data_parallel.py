@@ -26,19 +26,21 @@ workers: 2
 def run() -> None:
     torchrun = alternate(lambda: _hanse(WARM, TIMED)["speed"], lambda: _peer("ddp_torchrun.py")["steps_per_s"], 3)
     emit("2 workers, steps/s, over bare torchrun", work="byte gpt", **torchrun)
+    sharded = alternate(lambda: _hanse(WARM, TIMED, "train.shards=2")["speed"], lambda: _hanse(WARM, TIMED)["speed"], 3)
+    emit("2 workers, steps/s with shards=2 over those without", work="byte gpt", **sharded)
     started = "seconds_start_to_first_step"
     first = alternate(lambda: _hanse(1, 1)["first"], lambda: _peer("ddp_ray_train.py", 1, 1)[started], 5)
     emit("2 workers, seconds from start to first step, over stock Ray Train", work="byte gpt", **first)
 
 
-def _hanse(warm: int, timed: int) -> dict[str, float]:
+def _hanse(warm: int, timed: int, *words: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "gpt.yaml"
         config.write_text(RECIPE)
         command = [sys.executable, "-m", "hanse", "train", str(config), f"run_dir={folder}/run", "--json"]
         sizes = [f"train.steps={warm + timed}", f"train.log_every={warm}"]
         began = time.time()
-        done = subprocess.run([*command, *sizes], capture_output=True, text=True)
+        done = subprocess.run([*command, *sizes, *words], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,5 @@
-"""Local steps a second of `fit` beside a bare hand-written loop with the same network, data and optimizer."""
+"""Local steps a second of `fit` beside a bare hand-written loop with the same network, data and optimizer; and what it
+costs to add up gradients in one order for 2 or 4 workers (`train.shards`)."""
 
 import time
 from typing import Any
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.measure import alternate, emit
-from core.config import parse
+from core.config import override, parse
 from core.data import load
 from core.recipe import Recipe
 from core.runtime import Runtime
@@ -36,6 +37,13 @@ def run() -> None:
             side = _Sides(parse(Recipe, mapping), WARM[name])
             figures = alternate(side.ours, side.bare, rounds)
             emit("local steps/s, fit over bare loop", work=name, threads=threads, parameters=side.parameters, **figures)
+    torch.set_num_threads(1)  # as a worker has
+    for name, mapping in (("digits cnn", DIGITS), ("gpt", GPT)):
+        plain = _Sides(parse(Recipe, mapping), WARM[name])
+        for shards in (2, 4):
+            sharded = _Sides(override(plain.recipe, {"train.shards": shards}), WARM[name])
+            figures = alternate(sharded.ours, plain.ours, 5)
+            emit("local steps/s with shards over those without", work=name, threads=1, shards=shards, **figures)
 
 
 class _Sides:

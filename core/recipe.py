@@ -23,7 +23,9 @@ from core.task import Task
 class Training:
     """The numbers of training. Counts are optimizer steps; `batch_size` is the global batch over all workers.
 
-    `accumulate` micro-batches make one step with the same result as one large batch. `clip` bounds the global gradient
+    `accumulate` micro-batches make one step with the same result as one large batch. The gradient is the sum over
+    `shards` of the batch, a power of two, in one fixed order: any number of workers that divides it gives the same
+    weights to the last bit, on one kind of machine with one number of threads. `clip` bounds the global gradient
     norm. `patience` stops after that many evaluations without a better `metric`; `keep` says which weights become the
     model. 0 for an `..._every` means: only at the end.
     """
@@ -31,6 +33,7 @@ class Training:
     steps: int = 600
     batch_size: int = 64
     accumulate: int = 1
+    shards: int = 1
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool | Literal["auto"] = "auto"
@@ -44,20 +47,28 @@ class Training:
     keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_batch", "keep_last"):
+        for name in ("steps", "batch_size", "accumulate", "shards", "log_every", "evaluate_batch", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (only at the end) or more, got {getattr(self, name)}")
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate must not exceed batch_size ({self.batch_size}), got {self.accumulate}")
+        if self.shards & (self.shards - 1):
+            raise ValueError(f"shards must be a power of two, got {self.shards}")
+        if self.parts > self.batch_size:
+            what = "shards times accumulate" if self.shards > 1 else "accumulate"
+            raise ValueError(f"{what} must not exceed batch_size ({self.batch_size}), got {self.parts}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; null turns clipping off")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}; null turns early stopping off")
         if (self.patience is not None or self.keep == "best") and not self.evaluate_every:
             raise ValueError("evaluate_every must be set when patience or keep: best is")
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step, of all workers together where there are `shards`, else of each."""
+        return self.accumulate * self.shards
 
 
 @dataclass(frozen=True)

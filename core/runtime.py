@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.errors import ResourceError
+from core.ordered import pairwise_over_ranks
 from core.sharding import shard
 from core.task import Task
 
@@ -39,11 +40,14 @@ class Runtime:
         """Reading a tensor's value neither waits for a device nor has to agree with other ranks."""
         return self.world == 1 and self.device.type == "cpu"
 
-    def wrap(self, task: Task, compile: bool | Literal["auto"] = "auto") -> nn.Module:
-        """The task as this runtime trains it: as it is, compiled, in DDP, or sharded by FSDP2."""
+    def wrap(self, task: Task, compile: bool | Literal["auto"] = "auto", in_order: bool = False) -> nn.Module:
+        """The task as this runtime trains it: as it is, compiled, in DDP, or sharded by FSDP2.
+
+        `in_order`: whoever makes the gradients adds them up over the ranks by `total_in_order`.
+        """
         if self.compiles(compile):
             task.compile()
-        if self.world == 1:
+        if self.world == 1 or in_order:
             return task
         if self.strategy == "fsdp":
             return shard(task, self.device.type, self.world)
@@ -59,6 +63,10 @@ class Runtime:
         if self.world > 1:
             dist.all_reduce(value)
         return value
+
+    def total_in_order(self, value: Tensor) -> Tensor:
+        """The same, with additions that do not depend on the number of ranks; see `core.ordered`."""
+        return pairwise_over_ranks(value, self.rank, self.world)
 
     def from_rank_0(self, tensor: Tensor) -> Tensor:
         """Rank 0's content of a tensor, on every rank, in place."""

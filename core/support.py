@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from core.data import Image, Text
 from core.errors import ConfigError
-from core.recipe import Elastic, TrainRun
+from core.recipe import Elastic, Training, TrainRun
 
 Row = tuple[str, Callable[[TrainRun], bool], str]
 
@@ -20,6 +20,12 @@ def _mixes(data: Image) -> bool:
     return data.augment.mixup > 0
 
 
+def _divide(workers: int | Elastic, train: Training) -> bool:
+    """Whether any number of workers that there may be shares out the shards evenly."""
+    least, most = (workers.min, workers.max) if isinstance(workers, Elastic) else (workers, workers)
+    return all(train.shards % max(1, count) == 0 for count in range(least, most + 1))
+
+
 ROWS: tuple[Row, ...] = (
     (
         "batch norm on several workers",
@@ -28,8 +34,9 @@ ROWS: tuple[Row, ...] = (
     ),
     (
         "batch norm with accumulation",
-        lambda run: run.recipe.train.accumulate > 1 and _norm(run) == "batch",
-        "model.norm: batch statistics depend on train.accumulate; use model.norm=group, or train.accumulate=1",
+        lambda run: run.recipe.train.parts > 1 and _norm(run) == "batch",
+        "model.norm: batch statistics depend on how a batch is split; use model.norm=group, or train.accumulate=1 and "
+        "train.shards=1",
     ),
     (
         "a repeat with FSDP",
@@ -68,6 +75,16 @@ ROWS: tuple[Row, ...] = (
         "FSDP in one process",
         lambda run: run.strategy == "fsdp" and run.workers in (0, 1),
         "strategy: fsdp shards over workers and there is one; set workers to 2 or more, or strategy=ddp",
+    ),
+    (
+        "FSDP with shards of the batch",
+        lambda run: run.strategy == "fsdp" and run.recipe.train.shards > 1,
+        "train.shards: their gradients are summed whole, and fsdp shards them; use strategy=ddp, or train.shards=1",
+    ),
+    (
+        "workers that do not divide the shards of the batch",
+        lambda run: run.repeat is None and run.recipe.train.shards > 1 and not _divide(run.workers, run.recipe.train),
+        "workers: each takes the same number of train.shards; use 1, 2, 4, ... workers, no more than train.shards",
     ),
     (
         "batch norm with privacy",

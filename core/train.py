@@ -21,6 +21,7 @@ from core.learner import Learner, Progress, Saver, capture, resume, start
 from core.meter import Meter, StopWatch
 from core.metrics import Metrics, State
 from core.optim import set_lr
+from core.ordered import pairwise
 from core.precision import FULL, Precision
 from core.privacy.gradient import noise_like, private_gradient
 from core.recipe import Recipe, Training
@@ -108,8 +109,13 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     set_lr(optimizer, recipe.schedule.factor(learner.progress.step, train.steps))
     for parameter in learner.trainable:
         parameter.grad = None
-    micros = split(batch, train.accumulate)
-    loss = _private(learner, micros, recipe, runtime) if recipe.privacy else _backward(learner, micros, recipe, runtime)
+    # without shards the workers cut their share of the batch in as many parts as one cuts the whole
+    parts = train.parts // runtime.world if train.shards > 1 else train.accumulate
+    micros = split(batch, parts)
+    if recipe.privacy:
+        loss = _private(learner, micros, recipe, runtime)
+    else:
+        loss = (_in_order if train.shards > 1 else _backward)(learner, micros, recipe, runtime)
     if learner.pull:
         assert precision.scaler is None, "core.support refuses fp16 in a federation"
         learner.pull.add(learner.trainable, [p.grad for p in learner.trainable if p.grad is not None])
@@ -117,7 +123,7 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
         loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)
     if measure or runtime.is_alone_on_cpu:  # elsewhere looking at every loss would stall the device
-        health.require_finite(learner, batch, loss, norm, train.accumulate)
+        health.require_finite(learner, batch, loss, norm, parts)
     precision.step(optimizer)
     learner.progress.step += 1
     return Step(loss, norm)
@@ -125,17 +131,48 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
 
 def _backward(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
     """Leaves the gradient of the global batch's weighted mean loss; returns this rank's share of that."""
-    total = None if len(micros) == runtime.world == 1 else _total_weight(micros, recipe, runtime)
+    total = None
+    if len(micros) > 1 or runtime.world > 1:
+        total = nonzero(runtime.total(_weight(micros, recipe))) / runtime.world  # of which the mean over ranks is taken
     shares = []
     for i, micro in enumerate(micros):
         with runtime.synchronize(learner.model, i + 1 == len(micros)):
-            with learner.precision.autocast():
-                losses, weights = learner.model(micro)
-            whole_weight = nonzero(torch.dot(weights, micro["weight"])) if total is None else total
-            share = torch.dot(losses, micro["weight"]) / whole_weight
-            learner.precision.scale(share).backward()
-        shares.append(share.detach())
+            shares.append(_add_gradient(learner, micro, total))
     return shares[0] if len(shares) == 1 else torch.stack(shares).sum()
+
+
+def _add_gradient(learner: Learner, micro: Batch, total: Tensor | None) -> Tensor:
+    """Adds a micro-batch's part of the gradient to what is there; returns its part of the loss. Null: it is all."""
+    with learner.precision.autocast():
+        losses, weights = learner.model(micro)
+    whole_weight = nonzero(torch.dot(weights, micro["weight"])) if total is None else total
+    share = torch.dot(losses, micro["weight"]) / whole_weight
+    learner.precision.scale(share).backward()
+    return share.detach()
+
+
+def _in_order(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
+    """The same summed over the shards of the batch in one order, whoever has which; returns the global batch's loss."""
+    each = recipe.train.accumulate
+    shards = [micros[i : i + each] for i in range(0, len(micros), each)]
+    total = nonzero(runtime.total_in_order(pairwise(_weight(shard, recipe) for shard in shards)))
+    summed = runtime.total_in_order(pairwise(_loss_and_gradient(learner, shard, total) for shard in shards))
+    moving = [p for p in learner.trainable if p.grad is not None]
+    loss, *gradients = torch.split(summed, [1, *(p.numel() for p in moving)])
+    for parameter, gradient in zip(moving, gradients, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return loss.squeeze()
+
+
+def _loss_and_gradient(learner: Learner, micros: list[Batch], total: Tensor) -> Tensor:
+    """One shard's part of the loss and of the gradient, one after the other [1 + P]."""
+    for parameter in learner.trainable:
+        parameter.grad = None
+    loss = torch.zeros((), device=total.device)
+    for micro in micros:
+        own = {name: tensor.clone() for name, tensor in micro.items()}  # some kernels' last bit depends on the place
+        loss = loss + _add_gradient(learner, own, total)
+    return torch.cat([loss.view(1), *(p.grad.flatten() for p in learner.trainable if p.grad is not None)])
 
 
 def _private(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
@@ -152,10 +189,9 @@ def _private(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Run
     return losses.sum() / size
 
 
-def _total_weight(micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
-    """What a rank divides its losses by: the weight of the global batch, over the number of ranks, which average."""
-    own = torch.stack([torch.dot(recipe.goal.weights(micro), micro["weight"]) for micro in micros]).sum()
-    return nonzero(runtime.total(own)) / runtime.world
+def _weight(micros: list[Batch], recipe: Recipe) -> Tensor:
+    """What all examples of these weigh together."""
+    return torch.stack([torch.dot(recipe.goal.weights(micro), micro["weight"]) for micro in micros]).sum()
 
 
 def nonzero(weight: Tensor) -> Tensor:

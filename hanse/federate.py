@@ -6,8 +6,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core.config import apply, dump_run, parse_run, read, to_yaml
 from core.errors import ConfigError, DataError
 from core.execute import Summary
@@ -29,7 +27,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import open_run, saved_init
 from hanse.running import recorded, shown, stopping
-from hanse.workers import reader_of, workers
+from hanse.workers import threads_of_worker, workers
 
 # What may be other when a federation goes on: none of it moves a weight of a round that was finished.
 FREE = {"name", "rounds", "train.evaluate_batch", "evaluate.every", "evaluate.clients", "evaluate.fine_tune_epochs"}
@@ -138,17 +136,12 @@ def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
             run.workers,
             run.address,
             cpus_per_worker=run.cpus_per_worker,
-            preload=("federated.site", *reader_of(run.recipe.data)),
+            preload=("federated.site",),
         ) as pool:
             yield pool
     else:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, int(run.cpus_per_worker)))  # as a worker of a pool has: sums depend on it
-        try:
-            with LocalPool() as local:
-                yield local
-        finally:
-            torch.set_num_threads(threads)
+        with threads_of_worker(run.cpus_per_worker), LocalPool() as local:
+            yield local
 
 
 def replay(path: Path, round: int, client: int) -> tuple[Told, Told | None]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from core.data import Spec
 from core.ensemble.judge import judge
 from core.ensemble.panel import Panel, panel_on, panels_of
 from core.ensemble.spread import Spread, spread_of
-from core.ensemble.voices import PLAIN, MonteCarlo, entropy
+from core.ensemble.voices import PLAIN, Mean, MonteCarlo, entropy
 from core.errors import ConfigError
 from core.runtime import choose_device
 from core.storage import artifact
@@ -68,14 +68,28 @@ def evaluate_each(models: Sequence[Model]) -> tuple[Evaluation, list[Prediction]
     {"row", "target", "class" or "value", ...}: rows are counted from 1 as they stand in the source; of folds they are
     all of its rows, each with its `fold`.
     """
-    panels = panels_of(models)
-    found = [] if models[0].spec.target == "token" else [answer for panel in panels for answer in _held_out(panel)]
-    return _evaluation(panels, None, PLAIN), sorted(found, key=lambda answer: answer["row"])
+    if models[0].spec.target == "token":
+        return _evaluation(panels_of(models), None, PLAIN), []
+    heard: list[tuple[Panel, list[Mean]]] = []
+
+    def hear(panel: Panel, mean: Mean) -> None:
+        if not heard or heard[-1][0] is not panel:
+            heard.append((panel, []))
+        heard[-1][1].append(mean)
+
+    evaluation = _evaluation(panels_of(models), None, PLAIN, hear)
+    found = [answer for panel, means in heard for answer in _held_out(panel, means)]
+    return evaluation, sorted(found, key=lambda answer: answer["row"])
 
 
-def _evaluation(panels: Sequence[Panel], split: str | None, passes: MonteCarlo) -> Evaluation:
+def _evaluation(
+    panels: Sequence[Panel],
+    split: str | None,
+    passes: MonteCarlo,
+    heard: Callable[[Panel, Mean], None] = lambda panel, mean: None,
+) -> Evaluation:
     split = split or (panels[0].split if len(panels) == 1 else OUT_OF_FOLD)
-    judged = judge(panels, passes, choose_device("auto"))
+    judged = judge(panels, passes, choose_device("auto"), heard)
     folds = panels[0].models[0].recipe.data.split.folds or 0 if split == OUT_OF_FOLD else 0
     return Evaluation(
         metrics=judged.metrics,
@@ -100,24 +114,26 @@ def predict(models: Sequence[Model], overrides: Mapping[str, Any], passes: Monte
         raise ConfigError(f"{models[0].directory}: a language model predicts text; use `hanse generate`")
     if "data.path" not in overrides:
         raise ConfigError("data.path: name the file with the rows to predict, data.path=FILE")
-    found = answers(panel_on(models, _other_data(overrides)), passes)
+    panel, device = panel_on(models, _other_data(overrides)), choose_device("auto")
+    panel.to(device)
+    with torch.inference_mode():
+        means = [panel.ask(batches, start, passes) for start, batches in panel.batches(device)]
+    found = _answers(panel, means, len(models) > 1 or passes.samples > 0)
     return [{"row": i + 1, **answer} for i, answer in enumerate(found)]
 
 
-def _held_out(panel: Panel) -> list[Prediction]:
+def _held_out(panel: Panel, means: Sequence[Mean]) -> list[Prediction]:
     places, split = panel.data[0].rows, panel.models[0].recipe.data.split
     assert places is not None, "text has no rows"
     fold = {"fold": split.fold} if split.folds else {}
-    columns = zip(places[panel.split].tolist(), _targets(panel), answers(panel), strict=True)
+    columns = zip(
+        places[panel.split].tolist(), _targets(panel), _answers(panel, means, len(panel.models) > 1), strict=True
+    )
     return [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
 
 
-@torch.inference_mode()
-def answers(panel: Panel, passes: MonteCarlo = PLAIN) -> list[Prediction]:
-    """What the models of a panel say about each of its rows, see `predict`."""
-    device = choose_device("auto")
-    panel.to(device)
-    means = [panel.ask(batches, start, passes) for start, batches in panel.batches(device)]
+def _answers(panel: Panel, means: Sequence[Mean], several: bool) -> list[Prediction]:
+    """What a panel says about each of its rows, see `predict`; `means` of its batches. `several` voices say it."""
     # the rows that fill up the last batch stand at its end
     outputs = torch.cat([mean.outputs for mean in means]).float().cpu()[: panel.examples]
     spread = torch.cat([mean.spread for mean in means]).cpu()[: panel.examples]
@@ -131,13 +147,13 @@ def answers(panel: Panel, passes: MonteCarlo = PLAIN) -> list[Prediction]:
         columns = {"class": [_class(spec, i) for i in label.tolist()], "probability": probability.tolist()}
         entropies = entropy(outputs.log_softmax(1))
         doubt = {"entropy": entropies.tolist(), "mutual_information": (entropies - spread).clamp(min=0).tolist()}
-    if len(panel.models) > 1 or passes.samples:
+    if several:
         columns |= doubt
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _targets(panel: Panel) -> list[Any]:
-    """The true class or value of each row, as `answers` writes them."""
+    """The true class or value of each row, as `_answers` writes them."""
     found = torch.cat([batches[0]["targets"] for _, batches in panel.batches(torch.device("cpu"))])[: panel.examples]
     if panel.models[0].spec.target == "real":
         return list(panel.reference.to_units(panel.in_common(0, found))[:, 0].tolist())

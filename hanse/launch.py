@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import open_run
 from hanse.running import recorded, shown, stopping
+from hanse.workers import threads_of_worker
 from hanse.writer import continuations
 
 # Of a recipe, what may be other when a run goes on: none of it moves a weight of a step that was taken.
@@ -94,7 +95,9 @@ def _work(run: TrainRun, directory: RunDirectory, console: Console, asked: Calla
         watch = repeat.Watch(show, asked, in_sum=not isinstance(console, JsonConsole))
         summary = repeat.train(run, run.repeat, directory, watch)
     elif run.workers == 0:
-        summary = execute(run, directory, Runtime(choose_device(run.device), report=report, should_stop=asked))
+        runtime = Runtime(choose_device(run.device), report=report, should_stop=asked)
+        with threads_of_worker(run.cpus_per_worker) if run.recipe.train.shards > 1 else nullcontext():
+            summary = execute(run, directory, runtime)
     else:
         from cluster import data_parallel
 

@@ -4,12 +4,8 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from core.pool import ProcessPool, WorkerPool
-
-if TYPE_CHECKING:
-    from core.data import DataConfig
 
 LOCAL = "local"  # the address of a Ray on this machine, started and ended with the run
 
@@ -45,6 +41,19 @@ def workers(
         yield actors
 
 
+@contextmanager
+def threads_of_worker(cpus_per_worker: float) -> Iterator[None]:
+    """Torch in this process uses the threads that a worker's would: the last bit of a sum depends on it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(cpus_per_worker)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def is_forked(address: str | None) -> bool:
     """Whether the workers are processes of this machine: elsewhere than on Linux, Ray is what starts those too."""
     return address is None and sys.platform == "linux"
@@ -56,11 +65,6 @@ def gpu_share(count: int) -> float:
 
     gpus = torch.cuda.device_count()
     return min(1.0, 1 / math.ceil(count / gpus)) if gpus else 0.0
-
-
-def reader_of(data: "DataConfig") -> tuple[str, ...]:
-    """The library that reads the data, if it is one whose import takes long."""
-    return ("sklearn.datasets",) if data.kind != "text" and data.path.startswith("bundled:") else ()
 
 
 def place_of(count: int, address: str | None) -> str:

@@ -4,26 +4,22 @@ Each epoch is cut into global batches of B rows (the last one is shorter); rank 
 All batches of a rank have the same number of rows: what is missing is filled with rows of weight 0.
 """
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from core.data import augment
+from core.data.ahead import ahead, faster, in_turn
 from core.data.examples import Data, Examples
 from core.data.spec import Spec
 from core.errors import ConfigError
 from core.randomness import example_keys
 
 Batch = dict[str, Tensor]
-AHEAD = 4  # batches that are prepared while one is used
 
 
 class Schedule(Protocol):
@@ -38,12 +34,15 @@ class Schedule(Protocol):
     @property
     def accumulate(self) -> int: ...
 
+    @property
+    def shards(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Rows:
     """Which rows of a global batch a rank takes: their positions [R] and weights [R], 0 for those that only fill up.
 
-    `start` and `count` are those that are not fill; they are consecutive.
+    `count` are not fill; if all are, they are consecutive from `start`.
     """
 
     positions: Tensor
@@ -73,6 +72,15 @@ def rows_of(size: int, full: int, rank: int, world: int, multiple: int = 1) -> R
     with torch.inference_mode(False):  # what is kept for later may be needed in training
         positions = (torch.arange(length) + start) % size
         return Rows(positions, (torch.arange(length) < count).float(), start, count)
+
+
+@lru_cache(maxsize=4096)
+def rows_of_shards(size: int, full: int, shards: range, of: int, multiple: int = 1) -> Rows:
+    """The rows of several of `of` logical shards, one after the other, each as `rows_of` cuts it."""
+    each = [rows_of(size, full, shard, of, multiple) for shard in shards]
+    with torch.inference_mode(False):
+        positions, weight = torch.cat([rows.positions for rows in each]), torch.cat([rows.weight for rows in each])
+    return Rows(positions, weight, each[0].start, sum(rows.count for rows in each))
 
 
 class Shard:
@@ -106,8 +114,8 @@ class Shard:
 
     @property
     def works_ahead(self) -> bool:
-        """Whether `batches` prepares them on threads, beside the steps."""
-        return self._examples("train").is_costly or self._changes
+        """Whether `batches` prepares all of them on threads, beside the steps."""
+        return self._examples("train").is_costly
 
     def steps_per_epoch(self, train: Schedule) -> int:
         """Global batches in which every training example appears once."""
@@ -148,29 +156,12 @@ class Shard:
     def rows(self, train: Schedule) -> int:
         """R, the rows of each batch of this rank."""
         full = min(train.batch_size, len(self._examples("train")))
-        return len(self._rows_of(full, full, train.accumulate).positions)
+        return len(self._rows_of(train, full, full).positions)
 
     def batches(self, train: Schedule, start: int = 0, noise: bool = True) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) from step `start` to `train.steps`, prepared ahead on threads where that takes time."""
-        steps = range(start, train.steps)
-        if not self.works_ahead:
-            for step in steps:
-                yield step, self.batch(train, step, noise)
-            return
-        with ThreadPoolExecutor(min(2, os.cpu_count() or 1), "batches") as pool:
-            waiting: deque[Future[Batch]] = deque()
-            try:
-                to_do = iter(steps)
-                for step in islice(to_do, AHEAD):
-                    waiting.append(pool.submit(self.batch, train, step, noise))
-                for step in steps:
-                    batch = waiting.popleft().result()
-                    for later in islice(to_do, 1):
-                        waiting.append(pool.submit(self.batch, train, later, noise))
-                    yield step, batch
-            finally:
-                for future in waiting:
-                    future.cancel()
+        """(step, batch) from step `start` to `train.steps`, prepared on threads where that is faster."""
+        way = ahead if self.works_ahead else faster if self._changes else in_turn
+        return way(lambda step: self.batch(train, step, noise), iter(range(start, train.steps)))
 
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
         """This rank's share of a split in fixed order, in global batches of at most `batch_size` and of equal size.
@@ -181,7 +172,7 @@ class Shard:
         order = examples.addresses(self.data.seed, None)
         full = ceil_div(len(order), max(ceil_div(len(order), batch_size), 1))
         for chunk in order.split(full) if full else ():
-            rows = self._rows_of(len(chunk), full, 1)
+            rows = rows_of(len(chunk), full, self.rank, self.world)
             inputs, targets = examples.take(rows.of(chunk))
             yield _batch(inputs, targets, _weight(examples, rows, chunk))
 
@@ -197,7 +188,7 @@ class Shard:
         full = min(train.batch_size, len(examples))
         epoch, i = divmod(step, ceil_div(len(examples), full))
         order = self._order(examples, epoch)[i * full : (i + 1) * full]
-        return order, self._rows_of(len(order), full, train.accumulate)
+        return order, self._rows_of(train, len(order), full)
 
     def _pieces(self, examples: Examples, train: Schedule, steps: range) -> Iterator[tuple[Tensor, Rows]]:
         """(addresses of global batches [steps, B], which of each are this rank's) for stretches of equal batches."""
@@ -208,7 +199,7 @@ class Shard:
             epoch, i = divmod(step, whole + (rest > 0))
             count, size = (min(steps.stop - step, whole - i), full) if i < whole else (1, rest)
             order = self._order(examples, epoch)[i * full : i * full + count * size]
-            yield order.view(count, size), self._rows_of(size, full, train.accumulate)
+            yield order.view(count, size), self._rows_of(train, size, full)
             step += count
 
     def _order(self, examples: Examples, epoch: int) -> Tensor:
@@ -219,8 +210,12 @@ class Shard:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
         return order
 
-    def _rows_of(self, size: int, full: int, multiple: int) -> Rows:
-        return rows_of(size, full, self.rank, self.world, multiple)
+    def _rows_of(self, train: Schedule, size: int, full: int) -> Rows:
+        if train.shards == 1:
+            return rows_of(size, full, self.rank, self.world, train.accumulate)
+        own, rest = divmod(train.shards, self.world)
+        assert not rest, "core.support refuses workers that do not divide the shards"
+        return rows_of_shards(size, full, range(self.rank * own, (self.rank + 1) * own), train.shards, train.accumulate)
 
     def _augmented(self, examples: Examples, order: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor | None]:
         change, seed, own = self.data.augmentation, self.data.seed, rows.positions

@@ -3,8 +3,9 @@
 judged = judge(panels_of(artifact.load_all(directory)))
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from core.data import Data
 from core.ensemble.panel import Panel
 from core.ensemble.uncertainty import Uncertainty, uncertainty_of
-from core.ensemble.voices import PLAIN, MonteCarlo, mean_of
+from core.ensemble.voices import PLAIN, Mean, MonteCarlo, mean_of
 from core.errors import DataError
 from core.metrics import Metrics, State
 from core.storage.artifact import Model
@@ -39,16 +40,22 @@ class Judgement:
     voices: int
 
 
-def judge(panels: Sequence[Panel], passes: MonteCarlo = PLAIN, device: torch.device = CPU) -> Judgement:
+def judge(
+    panels: Sequence[Panel],
+    passes: MonteCarlo = PLAIN,
+    device: torch.device = CPU,
+    heard: Callable[[Panel, Mean], None] = lambda panel, mean: None,
+) -> Judgement:
     """The sums of all panels added up: of folds this is the score over all rows, each by models that never saw it.
 
-    With `passes` each model is the mean of its own. Raises DataError if the data holds no targets.
+    With `passes` each model is the mean of its own. `heard` gets what a panel says about each of its batches, in order.
+    Raises DataError if the data holds no targets.
     """
     first = panels[0].models[0]
     voices = max(len(panel.models) for panel in panels) * max(1, passes.samples)
     uncertainty = uncertainty_of(first.spec.target, voices, panels[0].data[0].unit)
     count = sum(len(panel.models) for panel in panels)
-    tallies = [_judge(panel.to(device), uncertainty, passes, count > 1) for panel in panels]
+    tallies = [_judge(panel.to(device), uncertainty, passes, count > 1, partial(heard, panel)) for panel in panels]
     together = tallies[0].together
     state, doubt = together.state, tallies[0].doubt
     for tally in tallies[1:]:
@@ -90,7 +97,9 @@ class _Tally:
 
 
 @torch.inference_mode()
-def _judge(panel: Panel, uncertainty: Uncertainty, passes: MonteCarlo, several: bool) -> _Tally:
+def _judge(
+    panel: Panel, uncertainty: Uncertainty, passes: MonteCarlo, several: bool, heard: Callable[[Mean], None]
+) -> _Tally:
     device = next(panel.models[0].task.parameters()).device
     pairs, target = list(zip(panel.models, panel.data, strict=True)), panel.models[0].spec.target
     together, doubt = _Score(*pairs[0], device), uncertainty.zero(device)
@@ -109,5 +118,6 @@ def _judge(panel: Panel, uncertainty: Uncertainty, passes: MonteCarlo, several: 
         batch = {**batches[0], "targets": panel.in_common(0, batches[0]["targets"])}
         together.add(mean.outputs, batch)
         uncertainty.add(doubt, mean, batch["targets"], batch["weight"])
+        heard(mean)
     names = [model.directory.name for model in panel.models]
     return _Tally(together, doubt, dict(zip(names, alone, strict=True)) if several else {})

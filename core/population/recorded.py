@@ -4,6 +4,8 @@ Small models spend most of a step in those two: a recording of a population's st
 It is used only after it has given the same numbers as the step itself, bit for bit.
 """
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +14,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from core.unhurried import COMPILER
+
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensor, Tensor]]
 Shapes = tuple[Any, ...]
 WORTH = 12  # calls with the same shapes before they are recorded, which takes as long as some hundred steps: more calls
 # than `choose` times, since members that then train alone would have recorded for nothing
+# seconds of calls before the first recording of a process, which imports torch's compiler and takes half as long
+IMPORT_S = 2.0
 aten: Any = torch.ops.aten
 VIEWS = {aten.expand.default, aten.view.default, aten._unsafe_view.default}
 SHAPED = {  # whose values do not depend on their arguments' values
@@ -31,6 +37,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.calls: dict[Shapes, int] = {}
+        self.seconds = 0.0  # of all calls that were not played
         self.played: dict[Shapes, GraphModule | None] = {}
 
     def __call__(
@@ -43,11 +50,16 @@ class Recording:
             if graph is not None:
                 losses, gradients = graph(*inputs)
                 return losses, gradients
-        else:
-            self.calls[shapes] = self.calls.get(shapes, 0) + 1
-            if self.calls[shapes] == WORTH:
-                self.played[shapes] = _recorded(function, inputs, [fixed, buffers, batch])
-        return function(rows, fixed, buffers, batch)
+        elif self._is_worth(shapes):
+            self.played[shapes] = _recorded(function, inputs, [fixed, buffers, batch])
+        began = time.perf_counter()
+        result = function(rows, fixed, buffers, batch)
+        self.seconds += time.perf_counter() - began
+        return result
+
+    def _is_worth(self, shapes: Shapes) -> bool:
+        self.calls[shapes] = self.calls.get(shapes, 0) + 1
+        return self.calls[shapes] >= WORTH and (COMPILER in sys.modules or self.seconds >= IMPORT_S)
 
     def forget(self) -> None:
         """What was recorded holds numbers that have changed since, such as a dropout's share."""

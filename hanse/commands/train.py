@@ -82,7 +82,7 @@ def _costs(train: TrainRun, spec: "Spec", examples: int) -> "Estimate":
 
     recipe, numbers = train.recipe, train.recipe.train
     full = min(numbers.batch_size, examples)
-    micro = ceil_div(ceil_div(full, _most(train)), numbers.accumulate)
+    micro = ceil_div(ceil_div(full, max(_most(train), numbers.shards)), numbers.accumulate)
     task = recipe.build(spec)
     freeze(task, recipe.freeze)
     return estimate(task, example_batch(spec, micro), recipe.optimizer, full, numbers.precision)

@@ -27,6 +27,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "privacy on several workers": {"privacy.clip": 1.0, "workers": 2},
     "privacy in fp16": {"privacy.clip": 1.0, "train.precision": "fp16"},
     "privacy with compilation": {"privacy.clip": 1.0, "train.compile": True},
+    "FSDP with shards of the batch": {"workers": 2, "strategy": "fsdp", "train.shards": 2},
+    "workers that do not divide the shards of the batch": {"workers": {"min": 2, "max": 4}, "train.shards": 4},
     "FSDP in one process": {"strategy": "fsdp"},
     "an address without workers": {"address": "127.0.0.1:6379"},
 }
@@ -49,6 +51,9 @@ def test_every_row_of_the_table_is_refused_by_its_example(row: tuple[str, Any, s
         {"workers": 2, "strategy": "fsdp", "optimizer.kind": "muon"},
         {"workers": 2, "repeat.seeds": 3, "model": {"kind": "cnn", "norm": "batch"}},
         {"workers": 2, "repeat.seeds": 3, "privacy.clip": 1.0, "train.precision": "bf16"},
+        {"workers": {"min": 1, "max": 2}, "train.shards": 8},
+        {"workers": 3, "repeat.seeds": 3, "train.shards": 2},
+        {"train.shards": 4},
         {"repeat.seeds": 3, "data.split.folds": 3, "data.split.bootstrap": 0},
     ],
 )

@@ -54,6 +54,8 @@ def test_the_good_config_is_good(file: Path, tmp_path: Path) -> None:
         ("train.steps=many", "train.steps: should be a valid integer, got 'many'"),
         ("train.steps=2.5", "train.steps: should be a valid integer, got 2.5"),
         ("train.steps=0", "train.steps: must be at least 1, got 0"),
+        ("train.shards=3", "train.shards: must be a power of two, got 3"),
+        ("train.shards=128", "train.shards: times accumulate must not exceed batch_size (16), got 128"),
         ("model.dropout=1.5", "model.dropout: must be in [0, 1), got 1.5"),
         ("optimizer.lr=-1", "optimizer.lr: must be above 0"),
         ("train.precision=fp8", "train.precision: should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),

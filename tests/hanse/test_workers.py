@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.data import Image, Table, Text
 from hanse.federate_app import _modules
-from hanse.workers import gpu_share, place_of, reader_of
+from hanse.workers import gpu_share, place_of
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,3 @@ def test_an_app_whose_libraries_start_threads_is_imported_by_each_worker(tmp_pat
 def test_an_app_that_cannot_be_read_has_nothing_to_import(tmp_path: Path, text: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     assert _modules(tmp_path) == []
-
-
-def test_workers_import_at_once_what_reads_the_data() -> None:
-    assert reader_of(Image(path="bundled:digits")) == ("sklearn.datasets",)
-    assert reader_of(Text(path="bundled:english")) == () == reader_of(Table(path="people.csv", target="income"))

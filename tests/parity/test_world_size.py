@@ -1,5 +1,6 @@
 """One, two and four workers give the same loss curve and final weights: every family of the zoo, ragged last batches,
-accumulation, augmentation and dropout included. Real processes over gloo; `tests/cluster` does the same through Ray."""
+accumulation, augmentation and dropout included; bit for bit with `train.shards`. Real processes over gloo;
+`tests/cluster` does the same through Ray."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -50,10 +51,14 @@ def _losses_to(losses: list[float]) -> Callable[[Record], None]:
     return lambda record: losses.append(record["loss"]) if record.get("split") == "train" else None
 
 
-def train_all(rank: int, world: int, strategy: str = "ddp") -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+def train_all(
+    rank: int, world: int, strategy: str = "ddp", shards: int = 1
+) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     """Loss curve and final weights of every case."""
     results = {}
     for name, (base, changes) in CASES.items():
+        if shards > 1:
+            changes = {**changes, "train.shards": shards, "train.accumulate": min(2, base["train"]["batch_size"] // 4)}
         recipe = parse(Recipe, apply(base, changes))
         losses: list[float] = []
         runtime = Runtime(rank=rank, world=world, strategy=strategy, report=_losses_to(losses))
@@ -64,8 +69,8 @@ def train_all(rank: int, world: int, strategy: str = "ddp") -> dict[str, tuple[l
 
 
 @cache
-def trained(world: int, strategy: str = "ddp") -> dict[str, tuple[list[float], dict[str, Tensor]]]:
-    return on_ranks(world, train_all, strategy)[0]
+def trained(world: int, strategy: str = "ddp", shards: int = 1) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    return on_ranks(world, train_all, strategy, shards)[0]
 
 
 def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -81,6 +86,25 @@ def test_any_number_of_workers_gives_the_weights_of_one(case: str, world: int) -
     split_losses, split_weights = trained(world)[case]
     assert split_losses == pytest.approx(losses, rel=TOLERANCE)
     assert relative_difference(weights, split_weights) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("case", list(CASES))
+def test_with_shards_any_number_of_workers_gives_the_bits_of_one(case: str, world: int) -> None:
+    losses, weights = trained(1, shards=4)[case]
+    split_losses, split_weights = trained(world, shards=4)[case]
+    assert split_losses == losses
+    assert all(torch.equal(weights[name], split_weights[name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(CASES))
+def test_shards_change_the_order_of_the_sums_alone(case: str) -> None:
+    losses, weights = trained(1)[case]
+    in_shards, weights_in_shards = trained(1, shards=4)[case]
+    assert in_shards == pytest.approx(losses, rel=TOLERANCE)
+    assert relative_difference(weights, weights_in_shards) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", list(CASES))

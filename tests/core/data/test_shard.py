@@ -1,7 +1,6 @@
 """The batch of a step is a pure function of (seed, step), and ranks share it without changing it."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -26,6 +25,7 @@ class Numbers:
     batch_size: int
     steps: int = 1000
     accumulate: int = 1
+    shards: int = 1
 
 
 CONFIGS: dict[str, Any] = {
@@ -164,36 +164,15 @@ def test_batches_go_from_the_given_step_to_the_last(name: str) -> None:
     assert list(shard.batches(train, 40)) == []
 
 
-def prefetchers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
-
-
-def test_preparing_ahead_is_bounded_and_ends_with_its_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    shard, made = data("mixed").shard(), []
+def test_batches_that_take_long_whatever_the_steps_take_are_prepared_ahead_from_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[str] = []
     batch = Shard.batch
-    monkeypatch.setattr(
-        Shard, "batch", lambda self, train, step, noise: made.append(step) or batch(self, train, step, noise)
-    )
-    batches: Iterator[Any] = shard.batches(Numbers(50))
-    next(batches)
-    assert prefetchers()
-    batches.close()  # type: ignore[attr-defined]
-    assert not prefetchers()
-    assert 1 <= len(made) <= 5
-
-
-def test_an_error_while_preparing_ahead_reaches_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Shard, train: Numbers, step: int, noise: bool) -> Batch:
-        if step == 3:
-            raise ValueError("image 3 is broken")
-        return {"weight": torch.ones(1)}
-
-    monkeypatch.setattr(Shard, "batch", broken)
-    batches = data("augmented").shard().batches(Numbers(50))
-    assert [next(batches)[0] for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="image 3 is broken"):
-        next(batches)
-    assert not prefetchers()
+    monkeypatch.setattr(Shard, "works_ahead", True)
+    monkeypatch.setattr(Shard, "batch", lambda *args: threads.append(threading.current_thread().name) or batch(*args))
+    assert len(list(data("plain").shard().batches(Numbers(50, steps=3)))) == 3
+    assert all(name.startswith("batches") for name in threads)
 
 
 def test_held_out_rows_are_never_augmented() -> None:
@@ -203,7 +182,7 @@ def test_held_out_rows_are_never_augmented() -> None:
         assert all(torch.equal(plain[key], value) for key, value in mixed.items())
 
 
-def test_numbers_may_be_any_object_with_the_three_fields() -> None:
+def test_numbers_may_be_any_object_with_these_fields() -> None:
     train = replace(Numbers(4), accumulate=3)
     assert len(rows(10).shard().batch(train, 0)["weight"]) == 6
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.config import override, parse
 from core.data import Data, load
+from core.population import recorded
 from core.population.cohort import Cohort, Job, executor_for, require_stackable
 from core.population.feed import Feed
 from core.population.member import Member
@@ -132,7 +133,8 @@ def test_the_executor_is_a_rule_and_not_a_race() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_recorded_step_is_the_step_to_the_last_bit(name: str) -> None:
+def test_a_recorded_step_is_the_step_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "IMPORT_S", 0.0)
     found = recipe(name)
     data = load(found.data, found.goal.target, 0)
     members = [Member(str(i), found, training(data, i).shard()) for i in range(3)]
@@ -146,7 +148,25 @@ def test_a_recorded_step_is_the_step_to_the_last_bit(name: str) -> None:
     assert any(played._recording.played.values()), "something was recorded"
 
 
-def test_what_was_recorded_is_forgotten_when_a_number_in_it_changes() -> None:
+def test_nothing_is_recorded_before_steps_took_as_long_as_the_import_of_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorded, "COMPILER", "not.imported")
+    found = recipe("mlp")
+    data = load(found.data, found.goal.target, 0)
+    members = [Member(str(i), found, training(data, i).shard()) for i in range(2)]
+    population = Population(members)
+    feed = Feed(members, torch.device("cpu"), population.is_noisy)
+    for _ in range(WORTH + 1):
+        population.step(feed.take())
+    assert not population._recording.played
+    population._recording.seconds = recorded.IMPORT_S
+    population.step(feed.take())
+    assert population._recording.played
+
+
+def test_what_was_recorded_is_forgotten_when_a_number_in_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "IMPORT_S", 0.0)
     found = recipe("mlp", model__dropout=0.5)
     data = load(found.data, found.goal.target, 0)
     members = [Member(str(i), found, training(data, i).shard()) for i in range(2)]

@@ -1,0 +1,76 @@
+"""Batches come in order, each once, however they are prepared; threads are bounded, end, and prove themselves."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from core.data import ahead as module
+from core.data.ahead import AHEAD, TRIED, ahead, faster, in_turn
+
+WAYS = [in_turn, ahead, faster]
+TRIAL = 1 + TRIED + AHEAD + TRIED + AHEAD  # the steps of both trials
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("count", [0, 1, AHEAD, TRIED + 1, TRIAL - 1, TRIAL, TRIAL + 20])
+def test_every_step_comes_once_and_in_order(way: Callable[..., Any], count: int) -> None:
+    made: list[int] = []
+    expected = [(step, -step) for step in range(7, 7 + count)]
+    assert list(way(lambda step: made.append(step) or -step, iter(range(7, 7 + count)))) == expected
+    assert sorted(made) == [step for step, _ in expected]
+    assert not threads()
+
+
+def test_preparing_ahead_is_bounded_and_ends_with_its_consumer() -> None:
+    made: list[int] = []
+    batches: Iterator[Any] = ahead(made.append, iter(range(50)))
+    next(batches)
+    assert threads()
+    batches.close()  # type: ignore[attr-defined]
+    assert not threads()
+    assert 1 <= len(made) <= 1 + AHEAD
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("at", [0, 3, TRIED + 2, TRIED + AHEAD + 3, TRIAL + 5])
+def test_an_error_while_preparing_reaches_the_consumer_at_its_step(way: Callable[..., Any], at: int) -> None:
+    def prepare(step: int) -> int:
+        if step == at:
+            raise ValueError(f"image {at} is broken")
+        return step
+
+    batches = way(prepare, iter(range(50)))
+    assert [next(batches)[0] for _ in range(at)] == list(range(at))
+    with pytest.raises(ValueError, match=f"image {at} is broken"):
+        next(batches)
+    assert not threads()
+
+
+@pytest.mark.parametrize("cost_s, pays", [(0.02, True), (0.0, False)])
+def test_threads_go_on_only_where_they_are_faster(cost_s: float, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not pays:  # what a thread costs beside a step that Python and torch are busy with
+        begin = module._first
+        monkeypatch.setattr(module, "_first", lambda waiting: time.sleep(0.02) or begin(waiting))
+    where: dict[int, str] = {}
+
+    def prepare(step: int) -> None:
+        where[step] = threading.current_thread().name
+        time.sleep(cost_s)
+
+    for _ in faster(prepare, iter(range(TRIAL + 3))):
+        time.sleep(0.02)  # the step
+    assert not any(where[step].startswith("batches") for step in range(1 + TRIED))
+    assert all(where[step].startswith("batches") for step in range(1 + TRIED, TRIAL))
+    assert all(where[step].startswith("batches") == pays for step in range(TRIAL, TRIAL + 3))
+
+
+def test_few_steps_start_no_thread() -> None:
+    names = {name for _, name in faster(lambda step: threading.current_thread().name, iter(range(1 + TRIED)))}
+    assert names == {threading.current_thread().name}
