@@ -101,7 +101,8 @@ def score(recipe: Recipe, data: Data, result: Result, runtime: Runtime) -> Summa
         return {"split": None, "metrics": {}, "details": {}}
     shard = data.shard(runtime.rank, runtime.world)
     metrics = metrics_of(recipe, shard)
-    state = evaluate(result.task, shard.held_out(split, recipe.train.evaluate_batch), metrics, runtime)
+    batches = shard.held_out(split, recipe.train.evaluate_batch, recipe.train.shards)
+    state = evaluate(result.task, batches, metrics, runtime, shards=recipe.train.shards)
     values, progress = metrics.compute(state), result.progress
     if runtime.rank == 0:
         runtime.report({"step": progress.step, "split": split, **values})

@@ -23,9 +23,9 @@ from core.task import Task
 class Training:
     """The numbers of training. Counts are optimizer steps; `batch_size` is the global batch over all workers.
 
-    `accumulate` micro-batches make one step with the same result as one large batch. The gradient is the sum over
+    `accumulate` micro-batches make one step with the same result as one large batch. Gradients are added up over
     `shards` of the batch, a power of two, in one fixed order: any number of workers that divides it gives the same
-    weights to the last bit, on one kind of machine with one number of threads. `clip` bounds the global gradient
+    weights to the last bit, on CPUs of one kind. `clip` bounds the global gradient
     norm. `patience` stops after that many evaluations without a better `metric`; `keep` says which weights become the
     model. 0 for an `..._every` means: only at the end.
     """
@@ -55,9 +55,9 @@ class Training:
                 raise ValueError(f"{name} must be 0 (only at the end) or more, got {getattr(self, name)}")
         if self.shards & (self.shards - 1):
             raise ValueError(f"shards must be a power of two, got {self.shards}")
-        if self.parts > self.batch_size:
+        if (least := self.micro_batches(1)) > self.batch_size:
             what = "shards times accumulate" if self.shards > 1 else "accumulate"
-            raise ValueError(f"{what} must not exceed batch_size ({self.batch_size}), got {self.parts}")
+            raise ValueError(f"{what} must not exceed batch_size ({self.batch_size}), got {least}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; null turns clipping off")
         if self.patience is not None and self.patience < 1:
@@ -65,10 +65,9 @@ class Training:
         if (self.patience is not None or self.keep == "best") and not self.evaluate_every:
             raise ValueError("evaluate_every must be set when patience or keep: best is")
 
-    @property
-    def parts(self) -> int:
-        """Micro-batches of a step, of all workers together where there are `shards`, else of each."""
-        return self.accumulate * self.shards
+    def micro_batches(self, world: int) -> int:
+        """How many of them each of `world` workers makes in a step."""
+        return self.accumulate * max(1, self.shards // world)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.errors import ResourceError
-from core.ordered import pairwise_over_ranks
+from core.ordered import pairwise, pairwise_over_ranks
 from core.sharding import shard
 from core.task import Task
 
@@ -47,7 +47,11 @@ class Runtime:
         """
         if self.compiles(compile):
             task.compile()
-        if self.world == 1 or in_order:
+        if self.world == 1:
+            return task
+        if in_order:
+            for tensor in [*task.parameters(), *task.buffers()]:
+                self.from_rank_0(tensor.detach())
             return task
         if self.strategy == "fsdp":
             return shard(task, self.device.type, self.world)
@@ -74,13 +78,15 @@ class Runtime:
             dist.broadcast(tensor, src=0)
         return tensor
 
-    def merge(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sum of a dict of tensors of one dtype over all ranks, in one message."""
-        if self.world == 1:
-            return state
-        flat = self.total(torch.cat([t.flatten() for t in state.values()]))
-        pieces = flat.split([t.numel() for t in state.values()])
-        return {name: piece.view(t.shape) for (name, t), piece in zip(state.items(), pieces, strict=True)}
+    def merge(self, states: Sequence[dict[str, Tensor]], in_order: bool = False) -> dict[str, Tensor]:
+        """The sum of dicts of tensors of one dtype, 2^n of each rank, over all ranks, in one message."""
+        first = states[0]
+        if self.world == len(states) == 1:
+            return first
+        flat = pairwise(torch.cat([t.flatten() for t in state.values()]) for state in states)
+        flat = self.total_in_order(flat) if in_order else self.total(flat)
+        pieces = flat.split([t.numel() for t in first.values()])
+        return {name: piece.view(t.shape) for (name, t), piece in zip(first.items(), pieces, strict=True)}
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any rank."""

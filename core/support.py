@@ -34,7 +34,7 @@ ROWS: tuple[Row, ...] = (
     ),
     (
         "batch norm with accumulation",
-        lambda run: run.recipe.train.parts > 1 and _norm(run) == "batch",
+        lambda run: run.recipe.train.micro_batches(1) > 1 and _norm(run) == "batch",
         "model.norm: batch statistics depend on how a batch is split; use model.norm=group, or train.accumulate=1 and "
         "train.shards=1",
     ),
@@ -77,14 +77,19 @@ ROWS: tuple[Row, ...] = (
         "strategy: fsdp shards over workers and there is one; set workers to 2 or more, or strategy=ddp",
     ),
     (
+        "a repeat with shards of the batch",
+        lambda run: run.repeat is not None and run.recipe.train.shards > 1,
+        "train.shards: each member of a repeat trains in one process, so they change nothing; set train.shards=1",
+    ),
+    (
         "FSDP with shards of the batch",
         lambda run: run.strategy == "fsdp" and run.recipe.train.shards > 1,
         "train.shards: their gradients are summed whole, and fsdp shards them; use strategy=ddp, or train.shards=1",
     ),
     (
         "workers that do not divide the shards of the batch",
-        lambda run: run.repeat is None and run.recipe.train.shards > 1 and not _divide(run.workers, run.recipe.train),
-        "workers: each takes the same number of train.shards; use 1, 2, 4, ... workers, no more than train.shards",
+        lambda run: run.recipe.train.shards > 1 and not _divide(run.workers, run.recipe.train),
+        "workers: every number of workers that there may be must divide train.shards; use workers=N with such an N",
     ),
     (
         "batch norm with privacy",

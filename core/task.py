@@ -43,3 +43,8 @@ def split(batch: Batch, parts: int, dim: int = 0) -> list[Batch]:
     pieces = {name: tensor.tensor_split(parts, dim) for name, tensor in batch.items()}
     micros = [{name: pieces[name][i] for name in batch} for i in range(parts)]
     return [micro for micro in micros if micro["weight"].numel()]
+
+
+def cut(batch: Batch, shards: int) -> list[Batch]:
+    """Logical shards of a batch in memory of their own: the last bit of some kernels depends on where rows lie."""
+    return [{name: tensor.clone() for name, tensor in part.items()} for part in split(batch, shards)]

@@ -27,7 +27,7 @@ from core.privacy.gradient import noise_like, private_gradient
 from core.recipe import Recipe, Training
 from core.runtime import LOCAL, Runtime
 from core.sharding import whole
-from core.task import Batch, Task, split
+from core.task import Batch, Task, cut, split
 
 Ended = Literal["done", "early", "stopped"]
 
@@ -48,7 +48,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Step:
-    """loss: of the global batch if measured, else this rank's share of it; norm: of the gradient, before clipping."""
+    """loss: of the global batch if measured or in shards, else this rank's share of it; norm: of the gradient, before
+    clipping."""
 
     loss: Tensor
     norm: Tensor | None
@@ -109,21 +110,21 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     set_lr(optimizer, recipe.schedule.factor(learner.progress.step, train.steps))
     for parameter in learner.trainable:
         parameter.grad = None
-    # without shards the workers cut their share of the batch in as many parts as one cuts the whole
-    parts = train.parts // runtime.world if train.shards > 1 else train.accumulate
-    micros = split(batch, parts)
+    micros = train.micro_batches(runtime.world)
     if recipe.privacy:
-        loss = _private(learner, micros, recipe, runtime)
+        loss = _private(learner, split(batch, micros), recipe, runtime)
+    elif train.shards > 1:
+        loss = _in_order(learner, cut(batch, train.shards // runtime.world), recipe, runtime)
     else:
-        loss = (_in_order if train.shards > 1 else _backward)(learner, micros, recipe, runtime)
+        loss = _backward(learner, split(batch, micros), recipe, runtime)
     if learner.pull:
         assert precision.scaler is None, "core.support refuses fp16 in a federation"
         learner.pull.add(learner.trainable, [p.grad for p in learner.trainable if p.grad is not None])
-    if measure:
+    if measure and train.shards == 1:
         loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)
     if measure or runtime.is_alone_on_cpu:  # elsewhere looking at every loss would stall the device
-        health.require_finite(learner, batch, loss, norm, parts)
+        health.require_finite(learner, batch, loss, norm, micros)
     precision.step(optimizer)
     learner.progress.step += 1
     return Step(loss, norm)
@@ -151,12 +152,11 @@ def _add_gradient(learner: Learner, micro: Batch, total: Tensor | None) -> Tenso
     return share.detach()
 
 
-def _in_order(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
-    """The same summed over the shards of the batch in one order, whoever has which; returns the global batch's loss."""
-    each = recipe.train.accumulate
-    shards = [micros[i : i + each] for i in range(0, len(micros), each)]
-    total = nonzero(runtime.total_in_order(pairwise(_weight(shard, recipe) for shard in shards)))
-    summed = runtime.total_in_order(pairwise(_loss_and_gradient(learner, shard, total) for shard in shards))
+def _in_order(learner: Learner, shards: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
+    """Leaves the same, summed over all ranks' shards in one order, whoever has which; returns the batch's loss."""
+    micros = [split(shard, recipe.train.accumulate) for shard in shards]
+    total = nonzero(runtime.total_in_order(pairwise(_weight(shard, recipe) for shard in micros)))
+    summed = runtime.total_in_order(pairwise(_loss_and_gradient(learner, shard, total) for shard in micros))
     moving = [p for p in learner.trainable if p.grad is not None]
     loss, *gradients = torch.split(summed, [1, *(p.numel() for p in moving)])
     for parameter, gradient in zip(moving, gradients, strict=True):
@@ -170,8 +170,7 @@ def _loss_and_gradient(learner: Learner, micros: list[Batch], total: Tensor) -> 
         parameter.grad = None
     loss = torch.zeros((), device=total.device)
     for micro in micros:
-        own = {name: tensor.clone() for name, tensor in micro.items()}  # some kernels' last bit depends on the place
-        loss = loss + _add_gradient(learner, own, total)
+        loss = loss + _add_gradient(learner, micro, total)
     return torch.cat([loss.view(1), *(p.grad.flatten() for p in learner.trainable if p.grad is not None)])
 
 
@@ -212,19 +211,28 @@ def _clip(learner: Learner, clip: float | None, measure: bool) -> Tensor | None:
 
 @torch.no_grad()
 def evaluate(
-    task: Task, batches: Iterable[Batch], metrics: Metrics, runtime: Runtime = LOCAL, precision: Precision = FULL
+    task: Task,
+    batches: Iterable[Batch],
+    metrics: Metrics,
+    runtime: Runtime = LOCAL,
+    precision: Precision = FULL,
+    shards: int = 1,
 ) -> State:
-    """The metric state over all ranks' held-out batches; `metrics.compute(state)` reads it."""
+    """The metric state over all ranks' held-out batches; `metrics.compute(state)` reads it.
+
+    `shards` of each batch, all ranks together, are looked at by themselves and added up in one order.
+    """
     was_training = task.training
     task.eval()
-    state = metrics.zero(runtime.device)
+    states = [metrics.zero(runtime.device) for _ in range(max(1, shards // runtime.world))]
     for batch in batches:
         moved = _move(batch, runtime.device)
-        with precision.autocast():
-            losses, weights, outputs = task(moved, outputs=True)
-        metrics.add(state, outputs, moved, losses, weights)
+        for state, part in zip(states, cut(moved, len(states)) if shards > 1 else [moved], strict=True):
+            with precision.autocast():
+                losses, weights, outputs = task(part, outputs=True)
+            metrics.add(state, outputs, part, losses, weights)
     task.train(was_training)
-    return runtime.merge(state)
+    return runtime.merge(states, in_order=shards > 1)
 
 
 def metrics_of(recipe: Recipe, shard: Shard) -> Metrics:
@@ -247,9 +255,9 @@ def _move(batch: Batch, device: torch.device) -> Batch:
 
 def validate(task: Task, shard: Shard, recipe: Recipe, runtime: Runtime, precision: Precision) -> dict[str, float]:
     """The metrics on the validation split."""
-    metrics = metrics_of(recipe, shard)
-    batches = shard.held_out("validation", recipe.train.evaluate_batch)
-    return metrics.compute(evaluate(task, batches, metrics, runtime, precision))
+    metrics, shards = metrics_of(recipe, shard), recipe.train.shards
+    batches = shard.held_out("validation", recipe.train.evaluate_batch, shards)
+    return metrics.compute(evaluate(task, batches, metrics, runtime, precision, shards))
 
 
 def _judge(learner: Learner, shard: Shard, recipe: Recipe, runtime: Runtime) -> bool:

@@ -21,6 +21,11 @@ ROWS: tuple[Row, ...] = (
         "train.patience: clients train for local_epochs and do not judge; leave train.patience and train.keep out",
     ),
     (
+        "shards of the batch",
+        lambda run: run.recipe.train.shards > 1,
+        "train.shards: each client trains in one process, so they change nothing; set train.shards=1",
+    ),
+    (
         "fp16",
         lambda run: run.recipe.train.precision == "fp16",
         "train.precision: fp16 scales losses by what came before, which clients do not share; use bf16 or fp32",

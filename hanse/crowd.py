@@ -15,11 +15,16 @@ SHOWN = ("loss", *HEADLINES)  # of held-out data
 
 
 class Crowd:
-    """Takes the records of `members` members that train `steps` steps each; passes on what is worth showing."""
+    """Takes the records of `members` members that train `steps` steps each; passes on what is worth showing.
 
-    def __init__(self, members: int, ended: int, steps: int, every: int, show: Callable[[Record], None]) -> None:
+    `ended` of them have ended before, and the others have made `made` steps together.
+    """
+
+    def __init__(
+        self, members: int, ended: int, steps: int, every: int, show: Callable[[Record], None], made: int = 0
+    ) -> None:
         self.members, self.ended, self.steps, self.every, self.show = members, ended, steps, every, show
-        self.before, self.began = ended, 0.0
+        self.before, self.began = ended * steps + made, 0.0
         self.train: dict[str, Record] = {}
         self.held_out: dict[str, Record] = {}
         self.shown = 0
@@ -61,9 +66,8 @@ class Crowd:
         if len(self.train) == 1:
             shown["of"] = next(iter(self.train))
         if not is_first:  # whose step also warms up
-            share = (steps - self.before * self.steps) / ((self.members - self.before) * self.steps)
-            seconds = time.monotonic() - self.began
-            shown["eta_s"] = seconds / share - seconds
+            done, seconds = max(1, steps - self.before), time.monotonic() - self.began
+            shown["eta_s"] = (self.members * self.steps - steps) * seconds / done
         self.show(shown)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from core.config import parse
 from core.data import Spec
@@ -70,15 +71,13 @@ def evaluate_each(models: Sequence[Model]) -> tuple[Evaluation, list[Prediction]
     """
     if models[0].spec.target == "token":
         return _evaluation(panels_of(models), None, PLAIN), []
-    heard: list[tuple[Panel, list[Mean]]] = []
+    panels, heard = panels_of(models), dict[int, list[Heard]]()
 
-    def hear(panel: Panel, mean: Mean) -> None:
-        if not heard or heard[-1][0] is not panel:
-            heard.append((panel, []))
-        heard[-1][1].append(mean)
+    def hear(panel: Panel, mean: Mean, targets: Tensor) -> None:
+        heard.setdefault(id(panel), []).append(Heard.of(mean, targets))
 
-    evaluation = _evaluation(panels_of(models), None, PLAIN, hear)
-    found = [answer for panel, means in heard for answer in _held_out(panel, means)]
+    evaluation = _evaluation(panels, None, PLAIN, hear)
+    found = [answer for panel in panels for answer in _held_out(panel, heard[id(panel)])]
     return evaluation, sorted(found, key=lambda answer: answer["row"])
 
 
@@ -86,7 +85,7 @@ def _evaluation(
     panels: Sequence[Panel],
     split: str | None,
     passes: MonteCarlo,
-    heard: Callable[[Panel, Mean], None] = lambda panel, mean: None,
+    heard: Callable[[Panel, Mean, Tensor], None] = lambda panel, mean, targets: None,
 ) -> Evaluation:
     split = split or (panels[0].split if len(panels) == 1 else OUT_OF_FOLD)
     judged = judge(panels, passes, choose_device("auto"), heard)
@@ -117,26 +116,40 @@ def predict(models: Sequence[Model], overrides: Mapping[str, Any], passes: Monte
     panel, device = panel_on(models, _other_data(overrides)), choose_device("auto")
     panel.to(device)
     with torch.inference_mode():
-        means = [panel.ask(batches, start, passes) for start, batches in panel.batches(device)]
-    found = _answers(panel, means, len(models) > 1 or passes.samples > 0)
+        heard = [Heard.of(panel.ask(batches, start, passes)) for start, batches in panel.batches(device)]
+    found = _answers(panel, heard, len(models) > 1 or passes.samples > 0)
     return [{"row": i + 1, **answer} for i, answer in enumerate(found)]
 
 
-def _held_out(panel: Panel, means: Sequence[Mean]) -> list[Prediction]:
+@dataclass(frozen=True)
+class Heard:
+    """What is said about a batch, and its true targets where they are asked for; on the CPU."""
+
+    outputs: Tensor
+    spread: Tensor
+    targets: Tensor | None = None
+
+    @classmethod
+    def of(cls, mean: Mean, targets: Tensor | None = None) -> "Heard":
+        """Copies it from where the models are."""
+        return cls(mean.outputs.float().cpu(), mean.spread.cpu(), None if targets is None else targets.cpu())
+
+
+def _held_out(panel: Panel, heard: Sequence[Heard]) -> list[Prediction]:
     places, split = panel.data[0].rows, panel.models[0].recipe.data.split
     assert places is not None, "text has no rows"
     fold = {"fold": split.fold} if split.folds else {}
     columns = zip(
-        places[panel.split].tolist(), _targets(panel), _answers(panel, means, len(panel.models) > 1), strict=True
+        places[panel.split].tolist(), _targets(panel, heard), _answers(panel, heard, len(panel.models) > 1), strict=True
     )
     return [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
 
 
-def _answers(panel: Panel, means: Sequence[Mean], several: bool) -> list[Prediction]:
-    """What a panel says about each of its rows, see `predict`; `means` of its batches. `several` voices say it."""
+def _answers(panel: Panel, heard: Sequence[Heard], several: bool) -> list[Prediction]:
+    """What a panel says about each of its rows, see `predict`; `heard` of its batches. `several` voices say it."""
     # the rows that fill up the last batch stand at its end
-    outputs = torch.cat([mean.outputs for mean in means]).float().cpu()[: panel.examples]
-    spread = torch.cat([mean.spread for mean in means]).cpu()[: panel.examples]
+    outputs = torch.cat([said.outputs for said in heard])[: panel.examples]
+    spread = torch.cat([said.spread for said in heard])[: panel.examples]
     spec = panel.models[0].spec
     columns: dict[str, list[Any]]
     if spec.target == "real":
@@ -152,11 +165,11 @@ def _answers(panel: Panel, means: Sequence[Mean], several: bool) -> list[Predict
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _targets(panel: Panel) -> list[Any]:
+def _targets(panel: Panel, heard: Sequence[Heard]) -> list[Any]:
     """The true class or value of each row, as `_answers` writes them."""
-    found = torch.cat([batches[0]["targets"] for _, batches in panel.batches(torch.device("cpu"))])[: panel.examples]
+    found = torch.cat([said.targets for said in heard if said.targets is not None])[: panel.examples]
     if panel.models[0].spec.target == "real":
-        return list(panel.reference.to_units(panel.in_common(0, found))[:, 0].tolist())
+        return list(panel.reference.to_units(found)[:, 0].tolist())
     return [_class(panel.models[0].spec, i) for i in found.tolist()]
 
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from core.execute import Summary, note_data, require_same_data
 from core.pool import WorkerPool
 from core.population.choose import chosen
 from core.population.places import clear, reached
-from core.recipe import Recipe, TrainRun
+from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.storage import artifact
 from core.storage.stop import StopRequest
@@ -46,17 +45,23 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     Raises what training raises, and WorkerError if every member diverged.
     """
     recipe, began = run.recipe, time.perf_counter()
-    specs, there = members(recipe, repeat), summaries(directory)
+    specs = members(recipe, repeat)
+    first = override(recipe, specs[0].overrides)
+    data = load(first.data, first.goal.target, first.seed)  # before workers start: what is wrong is said at once
+    require_same_data(directory, data, recipe.data.path)
+    note_data(directory, data, recipe.data.path)
+    if not repeat.folds and not (data.sizes["test"] or data.sizes["validation"]):
+        raise ConfigError("data.split: nothing is held out to judge the members by; raise data.split.test")
+    there = summaries(directory)
     left = [spec for spec in specs if spec.name not in there]
-    with _workers(run, len(specs)) if left else nullcontext() as pool:  # they start while the data is read here
-        _note_data(recipe, repeat, specs[0], directory)
-        directory.event("repeat", members=len(specs), left=len(left))
-        steps = reached(directory.checkpoints, [spec.name for spec in specs])
-        directory.keep_metrics(lambda record: record.get("member") in there or _stays(record, steps))
-        if left:
-            crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, _unnamed(watch.show))
-            _train(pool, run, directory, specs, replace(watch, show=crowd) if watch.in_sum else watch)
-            directory.keep_metrics(_first_times())  # a worker that died has said some of it before
+    directory.event("repeat", members=len(specs), left=len(left))
+    steps = reached(directory.checkpoints, [spec.name for spec in specs])
+    directory.keep_metrics(lambda record: record.get("member") in there or _stays(record, steps))
+    if left:
+        made, show = sum(step for name, step in steps.items() if name not in there), _unnamed(watch.show)
+        crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, show, made)
+        _train(run, directory, specs, replace(watch, show=crowd) if watch.in_sum else watch)
+        directory.keep_metrics(_first_times())  # a worker that died has said some of it before
     there = summaries(directory)
     ended = [there[spec.name] for spec in specs if spec.name in there]
     if len(ended) < len(specs):
@@ -64,16 +69,6 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
         return {"ended": "stopped", "steps": most, "members": ended, "of": len(specs)}
     clear(directory.checkpoints)
     return {**conclude(repeat, directory, ended), "wall_s": time.perf_counter() - began}
-
-
-def _note_data(recipe: Recipe, repeat: Repeat, spec: MemberSpec, directory: RunDirectory) -> None:
-    """Reads the data of a member: what is wrong with it is said before any member trains."""
-    first = override(recipe, spec.overrides)
-    data = load(first.data, first.goal.target, first.seed)
-    require_same_data(directory, data, recipe.data.path)
-    note_data(directory, data, recipe.data.path)
-    if not repeat.folds and not (data.sizes["test"] or data.sizes["validation"]):
-        raise ConfigError("data.split: nothing is held out to judge the members by; raise data.split.test")
 
 
 def _stays(record: Record, steps: Mapping[str, int]) -> bool:
@@ -99,26 +94,18 @@ def _unnamed(show: Callable[[Record], None]) -> Callable[[Record], None]:
     return lambda record: show({key: value for key, value in record.items() if key != "names"})
 
 
-def _workers(run: TrainRun, most: int) -> AbstractContextManager[WorkerPool | None]:
-    """The workers that the run asks for, but no more than `most`; none if this process is to train."""
-    if not run.workers:
-        return nullcontext()
-    assert isinstance(run.workers, int), "core.support refuses elastic workers"
-    count = min(run.workers, most)
-    return workers(
-        count,
-        run.address,
-        cpus_per_worker=run.cpus_per_worker,
-        gpus_per_worker=_gpus(run, count),
-        preload=("core.ensemble.train",),
-    )
-
-
-def _train(
-    pool: WorkerPool | None, run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch
-) -> None:
-    if pool:
-        spread(pool, run, directory, specs, watch)
+def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], watch: Watch) -> None:
+    if run.workers:
+        assert isinstance(run.workers, int), "core.support refuses elastic workers"
+        count = min(run.workers, len(specs))
+        with workers(
+            count,
+            run.address,
+            cpus_per_worker=run.cpus_per_worker,
+            gpus_per_worker=_gpus(run, count),
+            preload=("core.ensemble.train",),
+        ) as pool:
+            spread(pool, run, directory, specs, watch)
         return
 
     def report(record: Record) -> None:

@@ -126,7 +126,7 @@ class Shard:
         examples = self._examples("train")
         order, rows = self._place(examples, train, step)
         if self._changes:
-            inputs, targets = self._augmented(examples, order, rows, step)
+            inputs, targets = self._augmented(examples, order, rows.positions, train.shards // self.world, step)
         else:
             inputs, targets = examples.take(rows.of(order))
         batch = _batch(inputs, targets, _weight(examples, rows, order))
@@ -161,18 +161,19 @@ class Shard:
     def batches(self, train: Schedule, start: int = 0, noise: bool = True) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from step `start` to `train.steps`, prepared on threads where that is faster."""
         way = ahead if self.works_ahead else faster if self._changes else in_turn
-        return way(lambda step: self.batch(train, step, noise), iter(range(start, train.steps)))
+        return way(lambda step: self.batch(train, step, noise), range(start, train.steps))
 
-    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+    def held_out(self, split: str, batch_size: int, shards: int = 1) -> Iterator[Batch]:
         """This rank's share of a split in fixed order, in global batches of at most `batch_size` and of equal size.
 
-        Every rank yields the same number of batches. Nothing if the split is empty.
+        `shards`: of each batch, one after the other, as in training. Every rank yields the same number of batches.
+        Nothing if the split is empty.
         """
         examples = self._examples(split)
         order = examples.addresses(self.data.seed, None)
         full = ceil_div(len(order), max(ceil_div(len(order), batch_size), 1))
         for chunk in order.split(full) if full else ():
-            rows = rows_of(len(chunk), full, self.rank, self.world)
+            rows = self._cut(len(chunk), full, shards)
             inputs, targets = examples.take(rows.of(chunk))
             yield _batch(inputs, targets, _weight(examples, rows, chunk))
 
@@ -211,14 +212,25 @@ class Shard:
         return order
 
     def _rows_of(self, train: Schedule, size: int, full: int) -> Rows:
-        if train.shards == 1:
-            return rows_of(size, full, self.rank, self.world, train.accumulate)
-        own, rest = divmod(train.shards, self.world)
-        assert not rest, "core.support refuses workers that do not divide the shards"
-        return rows_of_shards(size, full, range(self.rank * own, (self.rank + 1) * own), train.shards, train.accumulate)
+        return self._cut(size, full, train.shards, train.accumulate)
 
-    def _augmented(self, examples: Examples, order: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor | None]:
-        change, seed, own = self.data.augmentation, self.data.seed, rows.positions
+    def _cut(self, size: int, full: int, shards: int, multiple: int = 1) -> Rows:
+        """This rank's rows of a global batch, or of as many logical shards of it as each rank has."""
+        if shards == 1:
+            return rows_of(size, full, self.rank, self.world, multiple)
+        own, rest = divmod(shards, self.world)
+        assert not rest, "core.support refuses workers that do not divide the shards"
+        return rows_of_shards(size, full, range(self.rank * own, (self.rank + 1) * own), shards, multiple)
+
+    def _augmented(
+        self, examples: Examples, order: Tensor, own: Tensor, shards: int, step: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inputs and targets at the positions `own`, each of several shards by itself, so that its bits are its own."""
+        if shards > 1:
+            parts = [self._augmented(examples, order, part, 1, step) for part in own.tensor_split(shards)]
+            inputs, labels = torch.cat([part for part, _ in parts]), [part for _, part in parts if part is not None]
+            return inputs, torch.cat(labels) if labels else None
+        change, seed = self.data.augmentation, self.data.seed
         if not change.images.mixup:
             inputs, targets = examples.take(order[own])
             return change(inputs, augment.keys(seed, step, own)), targets

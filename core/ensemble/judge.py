@@ -44,12 +44,12 @@ def judge(
     panels: Sequence[Panel],
     passes: MonteCarlo = PLAIN,
     device: torch.device = CPU,
-    heard: Callable[[Panel, Mean], None] = lambda panel, mean: None,
+    heard: Callable[[Panel, Mean, Tensor], None] = lambda panel, mean, targets: None,
 ) -> Judgement:
     """The sums of all panels added up: of folds this is the score over all rows, each by models that never saw it.
 
-    With `passes` each model is the mean of its own. `heard` gets what a panel says about each of its batches, in order.
-    Raises DataError if the data holds no targets.
+    With `passes` each model is the mean of its own. `heard` gets what a panel says about each of its batches, in order,
+    and the targets as the reference has them. Raises DataError if the data holds no targets.
     """
     first = panels[0].models[0]
     voices = max(len(panel.models) for panel in panels) * max(1, passes.samples)
@@ -98,7 +98,7 @@ class _Tally:
 
 @torch.inference_mode()
 def _judge(
-    panel: Panel, uncertainty: Uncertainty, passes: MonteCarlo, several: bool, heard: Callable[[Mean], None]
+    panel: Panel, uncertainty: Uncertainty, passes: MonteCarlo, several: bool, heard: Callable[[Mean, Tensor], None]
 ) -> _Tally:
     device = next(panel.models[0].task.parameters()).device
     pairs, target = list(zip(panel.models, panel.data, strict=True)), panel.models[0].spec.target
@@ -118,6 +118,6 @@ def _judge(
         batch = {**batches[0], "targets": panel.in_common(0, batches[0]["targets"])}
         together.add(mean.outputs, batch)
         uncertainty.add(doubt, mean, batch["targets"], batch["weight"])
-        heard(mean)
+        heard(mean, batch["targets"])
     names = [model.directory.name for model in panel.models]
     return _Tally(together, doubt, dict(zip(names, alone, strict=True)) if several else {})

@@ -178,6 +178,7 @@ def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
     recipe = member.recipe
     learner = start(recipe, member.shard.spec, member.weights, runtime)
 
+    # batches that `fit` may prepare on threads beside the steps are timed in turn with them: at most a seventh too much
     ahead = member.shard.batch(recipe.train, 0, learner.is_noisy) if member.shard.works_ahead else None
 
     def step() -> None:

@@ -179,7 +179,7 @@ class Lockstep:
         norm = None if moved.norms is None else moved.norms[row]
         own = {name: tensor[row] for name, tensor in batch.items()}
         try:
-            health.require_finite(learner, own, moved.losses[row], norm, member.recipe.train.parts)
+            health.require_finite(learner, own, moved.losses[row], norm, member.recipe.train.accumulate)
         except WorkerError as error:
             return error
         raise AssertionError("a row stays only if its loss or its norm is not finite")

@@ -79,7 +79,7 @@ class Signature:
                 recipe.freeze,
                 recipe.privacy is None,
                 shape,
-                train.parts,
+                train.accumulate,
                 train.precision,
                 train.compile,
                 train.log_every,

@@ -38,7 +38,7 @@ def free_memory(device: torch.device) -> int:
 def _bytes_of(member: Member, device: torch.device) -> int:
     """What one member takes; those of the same signature take the same, for as many rows on the same device."""
     recipe, train = member.recipe, member.recipe.train
-    micro = max(2, -(-member.shard.rows(train) // train.parts))  # batch norm refuses one row
+    micro = max(2, -(-member.shard.rows(train) // train.accumulate))  # batch norm refuses one row
     key = (Signature.of(member), micro, device)
     if key not in _KNOWN:
         task = recipe.build(member.shard.spec)

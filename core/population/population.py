@@ -125,7 +125,7 @@ class Population:
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [N] and gradients [N, D] of the members' weighted mean losses."""
         batch = self._with_smoothing(batch)
-        micros = split(batch, self.members[0].recipe.train.parts, dim=1)
+        micros = split(batch, self.members[0].recipe.train.accumulate, dim=1)
         if self.members[0].recipe.privacy:
             return self._private(micros)
         total = None if len(micros) == 1 else self._total_weight(micros)

@@ -21,8 +21,10 @@ Function = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensor, Tensor]]
 Shapes = tuple[Any, ...]
 WORTH = 12  # calls with the same shapes before they are recorded, which takes as long as some hundred steps: more calls
 # than `choose` times, since members that then train alone would have recorded for nothing
-# seconds of calls before the first recording of a process, which imports torch's compiler and takes half as long
-IMPORT_S = 2.0
+SMALL_S = 0.02  # calls that take longer are spent in their kernels
+IMPORT_S = (
+    2.0  # of calls before the first recording of a process, which imports torch's compiler: that takes half as long
+)
 aten: Any = torch.ops.aten
 VIEWS = {aten.expand.default, aten.view.default, aten._unsafe_view.default}
 SHAPED = {  # whose values do not depend on their arguments' values
@@ -35,9 +37,11 @@ class Recording:
     """Calls a function of (rows [N, D], fixed, buffers, batch) -> (losses [N], gradients [N, D]), always the same one,
     or plays what was recorded of it for these shapes."""
 
+    spent_s = 0.0  # in this process, on calls that were not played
+
     def __init__(self) -> None:
         self.calls: dict[Shapes, int] = {}
-        self.seconds = 0.0  # of all calls that were not played
+        self.fastest: dict[Shapes, float] = {}  # seconds
         self.played: dict[Shapes, GraphModule | None] = {}
 
     def __call__(
@@ -54,16 +58,21 @@ class Recording:
             self.played[shapes] = _recorded(function, inputs, [fixed, buffers, batch])
         began = time.perf_counter()
         result = function(rows, fixed, buffers, batch)
-        self.seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.fastest[shapes] = min(seconds, self.fastest.get(shapes, seconds))
+        Recording.spent_s += seconds
         return result
 
     def _is_worth(self, shapes: Shapes) -> bool:
         self.calls[shapes] = self.calls.get(shapes, 0) + 1
-        return self.calls[shapes] >= WORTH and (COMPILER in sys.modules or self.seconds >= IMPORT_S)
+        if self.calls[shapes] < WORTH or self.fastest[shapes] > SMALL_S:
+            return False
+        return COMPILER in sys.modules or Recording.spent_s >= IMPORT_S
 
     def forget(self) -> None:
         """What was recorded holds numbers that have changed since, such as a dropout's share."""
         self.calls.clear()
+        self.fastest.clear()
         self.played.clear()
 
 

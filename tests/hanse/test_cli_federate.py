@@ -234,6 +234,7 @@ def test_init_starts_from_the_weights_of_another_run(file: str, tmp_path: Path) 
         (["transforms=[{kind: clipping, nrom: 3}]"], "transforms.0.nrom: unknown key; did you mean 'norm'?"),
         (["transforms={kind: int8}"], "transforms: expected a list of sections with a kind"),
         (["address=head:6379"], "address: only engine=pool uses a Ray cluster; set engine=pool"),
+        (["train.shards=2"], "train.shards: each client trains in one process"),
         (["train.patience=3", "train.evaluate_every=1"], "train.patience: clients train for local_epochs and do not"),
         (["train.precision=fp16"], "train.precision: fp16 scales losses"),
         (["strategy.kind=fedbuff"], "cohort: an asynchronous server steps after strategy.buffer replies"),

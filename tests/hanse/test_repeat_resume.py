@@ -102,9 +102,9 @@ def test_what_a_worker_says_again_of_its_last_steps_stands_once(
 ) -> None:
     plain = repeat._train
 
-    def twice(pool: None, run: TrainRun, directory: RunDirectory, *rest: Any) -> None:
+    def twice(run: TrainRun, directory: RunDirectory, *rest: Any) -> None:
         """As if a worker had died and another had gone on from a checkpoint."""
-        plain(pool, run, directory, *rest)
+        plain(run, directory, *rest)
         for record in list(directory.run.metrics())[5:20]:
             directory.record(record)
 

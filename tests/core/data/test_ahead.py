@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.data import ahead as module
-from core.data.ahead import AHEAD, TRIED, ahead, faster, in_turn
+from core.data.ahead import AHEAD, TRIED, WORTH, ahead, faster, in_turn
 
 WAYS = [in_turn, ahead, faster]
 TRIAL = 1 + TRIED + AHEAD + TRIED + AHEAD  # the steps of both trials
@@ -19,18 +19,18 @@ def threads() -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("count", [0, 1, AHEAD, TRIED + 1, TRIAL - 1, TRIAL, TRIAL + 20])
+@pytest.mark.parametrize("count", [0, 1, AHEAD, TRIED + 1, WORTH - 1, WORTH, WORTH + 20])
 def test_every_step_comes_once_and_in_order(way: Callable[..., Any], count: int) -> None:
     made: list[int] = []
     expected = [(step, -step) for step in range(7, 7 + count)]
-    assert list(way(lambda step: made.append(step) or -step, iter(range(7, 7 + count)))) == expected
+    assert list(way(lambda step: made.append(step) or -step, range(7, 7 + count))) == expected
     assert sorted(made) == [step for step, _ in expected]
     assert not threads()
 
 
 def test_preparing_ahead_is_bounded_and_ends_with_its_consumer() -> None:
     made: list[int] = []
-    batches: Iterator[Any] = ahead(made.append, iter(range(50)))
+    batches: Iterator[Any] = ahead(made.append, range(WORTH))
     next(batches)
     assert threads()
     batches.close()  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ def test_an_error_while_preparing_reaches_the_consumer_at_its_step(way: Callable
             raise ValueError(f"image {at} is broken")
         return step
 
-    batches = way(prepare, iter(range(50)))
+    batches = way(prepare, range(WORTH))
     assert [next(batches)[0] for _ in range(at)] == list(range(at))
     with pytest.raises(ValueError, match=f"image {at} is broken"):
         next(batches)
@@ -64,7 +64,8 @@ def test_threads_go_on_only_where_they_are_faster(cost_s: float, pays: bool, mon
         where[step] = threading.current_thread().name
         time.sleep(cost_s)
 
-    for _ in faster(prepare, iter(range(TRIAL + 3))):
+    monkeypatch.setattr(module, "WORTH", TRIAL + 3)
+    for _ in faster(prepare, range(TRIAL + 3)):
         time.sleep(0.02)  # the step
     assert not any(where[step].startswith("batches") for step in range(1 + TRIED))
     assert all(where[step].startswith("batches") for step in range(1 + TRIED, TRIAL))
@@ -72,5 +73,14 @@ def test_threads_go_on_only_where_they_are_faster(cost_s: float, pays: bool, mon
 
 
 def test_few_steps_start_no_thread() -> None:
-    names = {name for _, name in faster(lambda step: threading.current_thread().name, iter(range(1 + TRIED)))}
+    names = {name for _, name in faster(lambda step: threading.current_thread().name, range(WORTH - 1))}
     assert names == {threading.current_thread().name}
+
+
+@pytest.mark.parametrize("at", [3, TRIED + 2, TRIED + AHEAD + 3, TRIAL - 2, TRIAL + 5])
+def test_a_consumer_that_leaves_leaves_no_thread(at: int) -> None:
+    batches = faster(lambda step: step, range(WORTH))
+    for _ in range(at):
+        next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not threads()

@@ -175,6 +175,28 @@ def test_batches_that_take_long_whatever_the_steps_take_are_prepared_ahead_from_
     assert all(name.startswith("batches") for name in threads)
 
 
+@pytest.mark.parametrize("name", ["plain", "augmented", "mixed", "text", "weighted"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("batch_size, accumulate", [(7, 1), (50, 3), (5000, 2)])
+def test_logical_shards_are_the_same_whoever_has_them(name: str, world: int, batch_size: int, accumulate: int) -> None:
+    source = rows(59, torch.arange(59) / 7) if name == "weighted" else data(name)
+    train = Numbers(batch_size, accumulate=accumulate, shards=4)
+    whole, ranks = source.shard(), [source.shard(rank, world) for rank in range(world)]
+    for step in {0, 1, whole.steps_per_epoch(train) - 1}:
+        expected, parts = whole.batch(train, step), [shard.batch(train, step) for shard in ranks]
+        assert all(torch.equal(torch.cat([p[key] for p in parts]), value) for key, value in expected.items())
+        plain = whole.batch(Numbers(batch_size), step)
+        assert expected["weight"].sum() == pytest.approx(plain["weight"].sum())
+        if name != "weighted":
+            kept, all_rows = expected["weight"] > 0, plain["weight"] > 0
+            assert torch.equal(expected["key"][kept], plain["key"][all_rows])
+            assert expected["inputs"][kept].allclose(plain["inputs"][all_rows])
+    for expected, *held in zip(
+        whole.held_out("train", 30, 4), *(shard.held_out("train", 30, 4) for shard in ranks), strict=True
+    ):
+        assert all(torch.equal(torch.cat([part[key] for part in held]), value) for key, value in expected.items())
+
+
 def test_held_out_rows_are_never_augmented() -> None:
     for plain, mixed in zip(
         data("plain").shard().held_out("test", 64), data("mixed").shard().held_out("test", 64), strict=True
@@ -188,11 +210,11 @@ def test_numbers_may_be_any_object_with_these_fields() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "augmented", "mixed", "text", "weighted"])
-@pytest.mark.parametrize("batch_size, accumulate", [(7, 1), (50, 3), (5000, 2)])
-def test_a_block_of_steps_holds_the_batches_of_each(name: str, batch_size: int, accumulate: int) -> None:
+@pytest.mark.parametrize("batch_size, accumulate, shards", [(7, 1, 1), (50, 3, 1), (5000, 2, 1), (50, 3, 4)])
+def test_a_block_of_steps_holds_the_batches_of_each(name: str, batch_size: int, accumulate: int, shards: int) -> None:
     source = rows(60, torch.arange(60) / 7) if name == "weighted" else data(name)
-    train, steps = Numbers(batch_size, accumulate=accumulate), range(3, 31)
-    for rank, world in ((0, 1), (1, 3)):
+    train, steps = Numbers(batch_size, accumulate=accumulate, shards=shards), range(3, 31)
+    for rank, world in ((0, 1), (1, 3 if shards == 1 else 2)):
         for noise in (True, False):
             shard, fresh = source.shard(rank, world), source.shard(rank, world)
             block = shard.block(train, steps, noise)

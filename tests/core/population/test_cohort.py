@@ -14,7 +14,7 @@ from core.population.cohort import Cohort, Job, executor_for, require_stackable
 from core.population.feed import Feed
 from core.population.member import Member
 from core.population.population import Population
-from core.population.recorded import WORTH
+from core.population.recorded import WORTH, Recording
 from core.recipe import Recipe
 from core.train import fit
 from tests.core.population.cases import ZOO
@@ -135,6 +135,7 @@ def test_the_executor_is_a_rule_and_not_a_race() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_recorded_step_is_the_step_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "IMPORT_S", 0.0)
+    monkeypatch.setattr(recorded, "SMALL_S", 60.0)
     found = recipe(name)
     data = load(found.data, found.goal.target, 0)
     members = [Member(str(i), found, training(data, i).shard()) for i in range(3)]
@@ -152,6 +153,7 @@ def test_nothing_is_recorded_before_steps_took_as_long_as_the_import_of_the_comp
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recorded, "COMPILER", "not.imported")
+    monkeypatch.setattr(Recording, "spent_s", 0.0)
     found = recipe("mlp")
     data = load(found.data, found.goal.target, 0)
     members = [Member(str(i), found, training(data, i).shard()) for i in range(2)]
@@ -160,13 +162,18 @@ def test_nothing_is_recorded_before_steps_took_as_long_as_the_import_of_the_comp
     for _ in range(WORTH + 1):
         population.step(feed.take())
     assert not population._recording.played
-    population._recording.seconds = recorded.IMPORT_S
+    monkeypatch.setattr(Recording, "spent_s", recorded.IMPORT_S)
+    monkeypatch.setattr(recorded, "SMALL_S", 0.0)
+    population.step(feed.take())
+    assert not population._recording.played, "these steps are not small"
+    monkeypatch.setattr(recorded, "SMALL_S", 60.0)
     population.step(feed.take())
     assert population._recording.played
 
 
 def test_what_was_recorded_is_forgotten_when_a_number_in_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "IMPORT_S", 0.0)
+    monkeypatch.setattr(recorded, "SMALL_S", 60.0)
     found = recipe("mlp", model__dropout=0.5)
     data = load(found.data, found.goal.target, 0)
     members = [Member(str(i), found, training(data, i).shard()) for i in range(2)]
