@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -23,8 +24,10 @@ from core.runtime import LOCAL, Record, Runtime
 from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
-SHARE, LEAST, MOST = 50, 2, 8  # one step in so many is timed, after one that warms up; the fastest counts
+SHARE, LEAST, MOST = 50, 2, 8  # one step in so many is timed, after one that warms up
 ENOUGH = 3  # such steps that were all slower together than alone: more would not tell otherwise
+ALONE_S = 0.15  # so long more steps of one member are timed, which still become faster
+GAIN = 0.95  # what a step together may take of the steps alone: its members also must be taken apart to be evaluated
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,14 @@ def _time(
         while lockstep.at and len(seconds) <= count and not (seconds[ENOUGH:] and min(seconds[1:]) > loop_s):
             seconds.append(_seconds(lockstep.advance, runtime))
     # the first step also warms up; the others found their batches in the block that it had prepared
-    together_s = min(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]
+    together_s = median(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]
     said = (
         f"a step of {len(members)} members takes {1e3 * together_s:.3g} ms together, {1e3 * loop_s:.3g} ms one after "
         "the other"
     )
     if loop_s == inf:
         said = "the first member diverges too soon to be timed alone"
-    choice = replace(stacked, reason=said) if together_s < loop_s else Choice("loop", said)
+    choice = replace(stacked, reason=said) if together_s < GAIN * loop_s else Choice("loop", said)
     keeps = choice.backend == "vmap" or not lockstep.at
     return choice, Begun(lockstep, held) if keeps else None
 
@@ -174,7 +177,7 @@ def _no_fallback() -> Iterator[None]:
 
 
 def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
-    """Seconds of the fastest of `count` steps of one member in the ordinary loop; infinite if it diverges at once."""
+    """Seconds of a step of one member in the ordinary loop, the median of at least `count`; infinite if it diverges."""
     recipe = member.recipe
     learner = start(recipe, member.shard.spec, member.weights, runtime)
 
@@ -186,7 +189,10 @@ def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
         train_step(learner, {name: tensor.to(runtime.device) for name, tensor in batch.items()}, recipe, runtime)
 
     try:
-        return min([_seconds(step, runtime) for _ in range(1 + count)][1:])
+        seconds = [_seconds(step, runtime) for _ in range(1 + count)]
+        while sum(seconds) < ALONE_S and len(seconds) <= 4 * count:
+            seconds.append(_seconds(step, runtime))
+        return median(seconds[len(seconds) // 2 :])
     except WorkerError:
         return inf
 
