@@ -25,8 +25,8 @@ from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
 SHARE, LEAST, MOST = 50, 2, 8  # one step in so many is timed, after one that warms up
-ENOUGH = 3  # such steps that were all slower together than alone: more would not tell otherwise
-ALONE_S = 0.15  # so long more steps of one member are timed, which still become faster
+LOST = (2.0, 1.3, 1.0)  # if one, two, three of them all take so many times what they take alone, more tell no other
+ALONE_S = 0.1  # so long more steps of one member are timed, which still become faster
 GAIN = 0.95  # what a step together may take of the steps alone: its members also must be taken apart to be evaluated
 
 
@@ -143,7 +143,7 @@ def _time(
     lockstep = Lockstep(members, quiet, lambda outcome: held.append(partial(finished, outcome)))
     with _no_fallback():
         seconds = [_seconds(lockstep.advance, runtime)]
-        while lockstep.at and len(seconds) <= count and not (seconds[ENOUGH:] and min(seconds[1:]) > loop_s):
+        while lockstep.at and len(seconds) <= count and not _is_lost(seconds[1:], loop_s):
             seconds.append(_seconds(lockstep.advance, runtime))
     # the first step also warms up; the others found their batches in the block that it had prepared
     together_s = median(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]
@@ -156,6 +156,10 @@ def _time(
     choice = replace(stacked, reason=said) if together_s < GAIN * loop_s else Choice("loop", said)
     keeps = choice.backend == "vmap" or not lockstep.at
     return choice, Begun(lockstep, held) if keeps else None
+
+
+def _is_lost(together: Sequence[float], alone: float) -> bool:
+    return bool(together) and min(together) > LOST[min(len(together), len(LOST)) - 1] * alone
 
 
 def require_rules(members: Sequence[Member], runtime: Runtime) -> None:

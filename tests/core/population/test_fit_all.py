@@ -240,6 +240,26 @@ def test_no_step_is_recorded_while_executors_are_timed() -> None:
     assert WORTH > 1 + choosing.MOST
 
 
+@pytest.mark.parametrize(
+    "seconds, steps, backend",
+    [
+        ([9.0, 4.1], 2, "loop"),  # clearly slower than two that take 1 s each
+        ([9.0, 2.7, 2.8], 3, "loop"),
+        ([9.0, 2.1, 2.1, 2.1], 4, "loop"),
+        ([9.0, 2.1, 2.1, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], 9, "vmap"),  # a pause does not count
+        ([9.0, *[1.95] * 8], 9, "loop"),  # no clear gain
+    ],
+)
+def test_as_many_steps_are_timed_together_as_it_takes_to_tell(
+    seconds: list[float], steps: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(seconds)
+    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1.0)
+    monkeypatch.setattr(choosing, "_seconds", lambda step, runtime: (step(), left.pop(0))[1])
+    choice, _ = choosing.choose(members(family("mlp", train__steps=400), [{}, {}]), "auto")
+    assert (choice.backend, len(seconds) - len(left)) == (backend, steps)
+
+
 def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1e9)
     group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
