@@ -107,6 +107,11 @@ ROWS: tuple[Row, ...] = (
         "privacy: noise must be added once for all workers, which they do not yet agree on; use workers=0",
     ),
     (
+        "privacy with shards of the batch",
+        lambda run: run.recipe.privacy is not None and run.recipe.train.shards > 1,
+        "train.shards: with privacy a run stays in one process, so they change nothing; set train.shards=1",
+    ),
+    (
         "privacy in fp16",
         lambda run: run.recipe.privacy is not None and run.recipe.train.precision == "fp16",
         "train.precision: fp16 scales gradients, and clipping must see their true size; use bf16 or fp32",

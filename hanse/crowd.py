@@ -17,14 +17,21 @@ SHOWN = ("loss", *HEADLINES)  # of held-out data
 class Crowd:
     """Takes the records of `members` members that train `steps` steps each; passes on what is worth showing.
 
-    `ended` of them have ended before, and the others have made `made` steps together.
+    `ended` of them have ended before; `reached`: the steps that others have made before, by name.
     """
 
     def __init__(
-        self, members: int, ended: int, steps: int, every: int, show: Callable[[Record], None], made: int = 0
+        self,
+        members: int,
+        ended: int,
+        steps: int,
+        every: int,
+        show: Callable[[Record], None],
+        reached: Mapping[str, int],
     ) -> None:
         self.members, self.ended, self.steps, self.every, self.show = members, ended, steps, every, show
-        self.before, self.began = ended * steps + made, 0.0
+        self.at = dict(reached)
+        self.before, self.began = ended * steps + sum(reached.values()), 0.0
         self.train: dict[str, Record] = {}
         self.held_out: dict[str, Record] = {}
         self.shown = 0
@@ -34,6 +41,7 @@ class Crowd:
         name, event = record.get("member"), record.get("event")
         if event in ("member_done", "member_failed"):
             self.train.pop(str(name), None)
+            self.at.pop(str(name), None)
             self.ended += 1
         if event == "member_done":
             self.show({"event": event, "message": f"{name}  {record['split']} {score_of(record)}"})
@@ -41,13 +49,13 @@ class Crowd:
             self.show(record)
         elif record["split"] == "train":
             self.began = self.began or time.monotonic()
-            self.train[name] = record
+            self.train[name], self.at[name] = record, record["step"]
             self._progress()
         elif record["split"] == "validation":
             self.held_out[name] = record
 
     def _progress(self) -> None:
-        steps = sum(record["step"] for record in self.train.values()) + self.ended * self.steps
+        steps = sum(self.at.values()) + self.ended * self.steps
         step = steps // self.members
         if self.shown and step // self.every == self.shown // self.every:
             return

@@ -77,7 +77,8 @@ def evaluate_each(models: Sequence[Model]) -> tuple[Evaluation, list[Prediction]
         heard.setdefault(id(panel), []).append(Heard.of(mean, targets))
 
     evaluation = _evaluation(panels, None, PLAIN, hear)
-    found = [answer for panel in panels for answer in _held_out(panel, heard[id(panel)])]
+    several = any(len(panel.models) > 1 for panel in panels)  # the same columns for all rows
+    found = [answer for panel in panels for answer in _held_out(panel, heard[id(panel)], several)]
     return evaluation, sorted(found, key=lambda answer: answer["row"])
 
 
@@ -135,13 +136,11 @@ class Heard:
         return cls(mean.outputs.float().cpu(), mean.spread.cpu(), None if targets is None else targets.cpu())
 
 
-def _held_out(panel: Panel, heard: Sequence[Heard]) -> list[Prediction]:
+def _held_out(panel: Panel, heard: Sequence[Heard], several: bool) -> list[Prediction]:
     places, split = panel.data[0].rows, panel.models[0].recipe.data.split
     assert places is not None, "text has no rows"
     fold = {"fold": split.fold} if split.folds else {}
-    columns = zip(
-        places[panel.split].tolist(), _targets(panel, heard), _answers(panel, heard, len(panel.models) > 1), strict=True
-    )
+    columns = zip(places[panel.split].tolist(), _targets(panel, heard), _answers(panel, heard, several), strict=True)
     return [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
 
 
@@ -154,7 +153,7 @@ def _answers(panel: Panel, heard: Sequence[Heard], several: bool) -> list[Predic
     columns: dict[str, list[Any]]
     if spec.target == "real":
         columns = {"value": panel.reference.to_units(outputs)[:, 0].tolist()}
-        doubt = {"std": (spread.sqrt()[:, 0] * panel.data[0].unit).tolist()}
+        doubt = {"std": (spread.sqrt()[:, 0] * panel.unit).tolist()}
     else:
         probability, label = outputs.softmax(dim=1).max(dim=1)
         columns = {"class": [_class(spec, i) for i in label.tolist()], "probability": probability.tolist()}

@@ -58,8 +58,9 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     steps = reached(directory.checkpoints, [spec.name for spec in specs])
     directory.keep_metrics(lambda record: record.get("member") in there or _stays(record, steps))
     if left:
-        made, show = sum(step for name, step in steps.items() if name not in there), _unnamed(watch.show)
-        crowd = Crowd(len(specs), len(there), recipe.train.steps, recipe.train.log_every, show, made)
+        on_the_way = {name: step for name, step in steps.items() if name not in there}
+        numbers, show = recipe.train, _unnamed(watch.show)
+        crowd = Crowd(len(specs), len(there), numbers.steps, numbers.log_every, show, on_the_way)
         _train(run, directory, specs, replace(watch, show=crowd) if watch.in_sum else watch)
         directory.keep_metrics(_first_times())  # a worker that died has said some of it before
     there = summaries(directory)

@@ -40,6 +40,11 @@ class Panel:
         """How many rows there are."""
         return self.data[0].sizes[self.split]
 
+    @property
+    def unit(self) -> float:
+        """What 1 in the reference's standardization is of the target's own units."""
+        return _standardization(self.reference)[1]
+
     def batches(self, device: torch.device) -> Iterator[tuple[int, tuple[Batch, ...]]]:
         """(position of the first row, the same rows as each model takes them), in fixed order, on the device."""
         different = {id(data): data for data in self.data}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from statistics import median
+from statistics import median_low
 from typing import Any, Literal
 
 import torch
@@ -25,8 +25,9 @@ from core.train import train_step
 
 Backend = Literal["loop", "vmap", "auto"]
 SHARE, LEAST, MOST = 50, 2, 8  # one step in so many is timed, after one that warms up
-LOST = (2.0, 1.3, 1.0)  # if one, two, three of them all take so many times what they take alone, more tell no other
+LOST = (inf, 1.3, 1.0)  # if one, two, three of them all take so many times what they take alone, more tell no other
 ALONE_S = 0.1  # so long more steps of one member are timed, which still become faster
+UNTIMED = "the first member diverges too soon to be timed alone"
 GAIN = 0.95  # what a step together may take of the steps alone: its members also must be taken apart to be evaluated
 
 
@@ -119,7 +120,8 @@ def choose(
             require_rules(some[:2], runtime)
         else:
             found, begun = _time(choice, some, runtime, finished)
-            _KNOWN[key] = found
+            if found.reason != UNTIMED:
+                _KNOWN[key] = found
             choice = replace(choice, reason=found.reason) if begun else found
     except (ConfigError, RuntimeError) as error:
         if not is_memory(error):  # functorch has no rule for an operation
@@ -142,17 +144,17 @@ def _time(
     quiet = replace(runtime, report=lambda record: held.append(partial(runtime.report, record)))
     lockstep = Lockstep(members, quiet, lambda outcome: held.append(partial(finished, outcome)))
     with _no_fallback():
-        seconds = [_seconds(lockstep.advance, runtime)]
+        seconds = [_step_seconds(lockstep, runtime)]
         while lockstep.at and len(seconds) <= count and not _is_lost(seconds[1:], loop_s):
-            seconds.append(_seconds(lockstep.advance, runtime))
+            seconds.append(_step_seconds(lockstep, runtime))
     # the first step also warms up; the others found their batches in the block that it had prepared
-    together_s = median(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]
+    together_s = median_low(seconds[1:]) + lockstep.feed.pace if seconds[1:] else seconds[0]
     said = (
         f"a step of {len(members)} members takes {1e3 * together_s:.3g} ms together, {1e3 * loop_s:.3g} ms one after "
         "the other"
     )
     if loop_s == inf:
-        said = "the first member diverges too soon to be timed alone"
+        said = UNTIMED
     choice = replace(stacked, reason=said) if together_s < GAIN * loop_s else Choice("loop", said)
     keeps = choice.backend == "vmap" or not lockstep.at
     return choice, Begun(lockstep, held) if keeps else None
@@ -181,7 +183,8 @@ def _no_fallback() -> Iterator[None]:
 
 
 def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
-    """Seconds of a step of one member in the ordinary loop, the median of at least `count`; infinite if it diverges."""
+    """Seconds of a step of one member in the ordinary loop, of at least `count` steps the later half's median; infinite
+    if it diverges before."""
     recipe = member.recipe
     learner = start(recipe, member.shard.spec, member.weights, runtime)
 
@@ -192,13 +195,20 @@ def _loop_seconds(member: Member, runtime: Runtime, count: int) -> float:
         batch = ahead or member.shard.batch(recipe.train, learner.progress.step, learner.is_noisy)
         train_step(learner, {name: tensor.to(runtime.device) for name, tensor in batch.items()}, recipe, runtime)
 
+    seconds: list[float] = []
     try:
-        seconds = [_seconds(step, runtime) for _ in range(1 + count)]
-        while sum(seconds) < ALONE_S and len(seconds) <= 4 * count:
+        while len(seconds) <= count or (sum(seconds[1:]) < ALONE_S and len(seconds) <= 4 * count):
             seconds.append(_seconds(step, runtime))
-        return median(seconds[len(seconds) // 2 :])
     except WorkerError:
-        return inf
+        if len(seconds) <= count:
+            return inf
+    return median_low(seconds[len(seconds) // 2 :])
+
+
+def _step_seconds(lockstep: Lockstep, runtime: Runtime) -> float:
+    """Of the next step of all members, without the evaluations after it."""
+    before = lockstep.paused_s
+    return _seconds(lockstep.advance, runtime) - (lockstep.paused_s - before)
 
 
 def _seconds(step: Callable[[], object], runtime: Runtime) -> float:

@@ -26,10 +26,10 @@ def fit_all(
     """Trains all members; outcomes come in their order. What `core.train.fit` gives a member is what is right.
 
     `backend`: `loop` is that, one after the other; `vmap` trains those of one architecture together; `auto` times both
-    on the first steps and takes the faster, and the event `population` says which and why. Members of different
-    architectures go in populations of their own, and more than fit into memory (`free_bytes`, null: what is free) in
-    several. Records carry the key `member`; `finished` gets each outcome as soon as there is one. ConfigError for
-    no members, or two of one name.
+    on the first steps, where a step together must be a twentieth faster, and the event `population` says which and why.
+    Members of different architectures go in populations of their own, and more than fit into memory (`free_bytes`,
+    null: what is free) in several. Records carry the key `member`; `finished` gets each outcome as soon as there is
+    one. ConfigError for no members, or two of one name.
 
     In `places` members leave what they go on from if they are interrupted, and go on from what is there: with the same
     numbers, as the executor is the same again. Its `ended` members are not handed to `finished`; those that need not

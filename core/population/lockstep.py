@@ -68,6 +68,7 @@ class Lockstep:
         self.step = 0  # that all of them have made
         self.pauses = {m.name: (m.recipe.train.evaluate_every, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
+        self.paused_s = 0.0  # spent on evaluations
         self.spacing = Spacing()
 
     def advance(self) -> None:
@@ -80,9 +81,11 @@ class Lockstep:
         self.step += 1
         if logs:
             self._report([members[self.at[name]] for name in logs if name not in gone], moved)
+        began = time.perf_counter()
         for name in [name for name in names if name not in gone and due(self.step, *self.pauses[name])]:
             if ended := self._pause(members[self.at[name]]):
                 gone[name] = ended
+        self.paused_s += time.perf_counter() - began
         if gone:
             self.end(gone)
 

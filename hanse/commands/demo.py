@@ -28,7 +28,7 @@ def run(json: bool, quiet: bool) -> int:
     file = _config_file()
     results: dict[str, tuple[Path, Summary, float]] = {}
     for place, workers in (("in this process", 0), (f"on {WORKERS} Ray workers", WORKERS)):
-        train = launch.parse_train(file, {"workers": workers, **SAME, **_share_of_processors(workers)})
+        train = launch.parse_train(file, {"workers": workers, "cpus_per_worker": _cpus_per_worker(), **SAME})
         with Console.choose(json, quiet) as console:
             console.header(f"hanse train {file} workers={workers}", {"digits": f"8x8 images of them, learned {place}"})
             began = time.perf_counter()
@@ -68,9 +68,9 @@ def largest_difference(a: Path, b: Path) -> float:
     return max(differences)
 
 
-def _share_of_processors(workers: int) -> dict[str, float]:
+def _cpus_per_worker() -> float:
     """On a machine with one processor the workers share it."""
-    return {"cpus_per_worker": min(1.0, (os.cpu_count() or 1) / workers)} if workers else {}
+    return min(1.0, (os.cpu_count() or 1) / WORKERS)
 
 
 def _config_file() -> Path:

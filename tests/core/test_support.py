@@ -25,6 +25,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "batch norm with privacy": {"model": {"kind": "cnn", "norm": "batch"}, "privacy.clip": 1.0},
     "privacy with mixup": {"data.augment.mixup": 0.2, "privacy.clip": 1.0},
     "privacy on several workers": {"privacy.clip": 1.0, "workers": 2},
+    "privacy with shards of the batch": {"privacy.clip": 1.0, "train.shards": 2},
     "privacy in fp16": {"privacy.clip": 1.0, "train.precision": "fp16"},
     "privacy with compilation": {"privacy.clip": 1.0, "train.compile": True},
     "a repeat with shards of the batch": {"repeat.seeds": 3, "train.shards": 2},

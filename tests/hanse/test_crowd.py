@@ -10,12 +10,12 @@ from hanse.crowd import Crowd
 def test_the_time_left_counts_the_steps_made_now_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, shown = [100.0], list[Record]()
     monkeypatch.setattr(crowd.time, "monotonic", lambda: clock[0])
-    line = Crowd(members=4, ended=1, steps=100, every=1, show=shown.append, made=50)
+    line = Crowd(members=4, ended=1, steps=100, every=1, show=shown.append, reached={"seed-1": 50, "seed-2": 80})
     record: Record = {"member": "seed-1", "split": "train", "loss": 1.0, "memory_bytes": 1}
     line({**record, "step": 51})
     clock[0] += 10
     line({**record, "step": 71})
     assert "eta_s" not in shown[0]
-    # 21 steps in 10 s; of 400 are left 29 of this member and 200 of the others
-    assert shown[1]["eta_s"] == pytest.approx(229 * 10 / 21)
-    assert (shown[1]["step"], shown[1]["members"]) == (42, "1/4")
+    # 21 steps in 10 s; of 400 are left 29 of this member, 20 of another and 100 of a third
+    assert shown[1]["eta_s"] == pytest.approx(149 * 10 / 21)
+    assert (shown[1]["step"], shown[1]["members"]) == (62, "1/4")

@@ -19,6 +19,7 @@ from core.recipe import TrainRun
 from core.storage import artifact
 from core.storage.store import RunDirectory
 from hanse.cli import main
+from hanse.inference import as_text, evaluate_each, load_models
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """\
@@ -214,6 +215,31 @@ def test_real_values_are_repeated_over_folds_in_their_units(config: Path, tmp_pa
     header, first, *_ = (tmp_path / "run" / "predictions.csv").read_text().splitlines()
     assert header == "row,fold,target,value"
     assert 20 <= float(first.split(",")[2]) <= 350  # the target's units
+
+
+def test_predictions_have_the_same_columns_where_a_member_of_one_fold_is_missing(config: Path, tmp_path: Path) -> None:
+    assert train(config, tmp_path / "run", "repeat={folds: 2, seeds: 2}") == 0
+    models = load_models(tmp_path / "run")
+    _, answers = evaluate_each(models[1:])  # the first member of fold 0 diverged, say
+    assert len(as_text(answers, ".csv").splitlines()) == 1798
+    by_fold = {answer["fold"]: answer for answer in answers}
+    assert by_fold[0]["mutual_information"] == 0 and set(by_fold[0]) == set(by_fold[1])
+
+
+def test_the_spread_of_real_values_is_in_the_units_of_the_target_in_every_fold(config: Path, tmp_path: Path) -> None:
+    config.write_text(
+        'data: {kind: table, path: "bundled:diabetes"}\nobjective: {kind: regression}\n'
+        "model: {kind: mlp, hidden: [8]}\noptimizer: {kind: adamw, lr: 1e-2}\ntrain: {steps: 20}\n"
+        "repeat: {folds: 3, seeds: 2}\n"
+    )
+    assert train(config, tmp_path / "run") == 0
+    models = load_models(tmp_path / "run")
+    _, together = evaluate_each(models)
+    each = [{a["row"]: a["value"] for a in evaluate_each(models[i::2])[1]} for i in range(2)]
+    for answer in together:
+        values = [alone[answer["row"]] for alone in each]
+        assert answer["value"] == pytest.approx(sum(values) / 2, rel=1e-4)
+        assert answer["std"] == pytest.approx(statistics.pstdev(values), rel=1e-3, abs=1e-3)
 
 
 def test_people_see_one_line_for_all_members_and_the_spread_at_the_end(

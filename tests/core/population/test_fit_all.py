@@ -1,5 +1,6 @@
 """Which executor runs, what is said about it, and what happens to members that cannot go together."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from core.config import override
 from core.data import Spec
-from core.errors import ConfigError
+from core.errors import ConfigError, WorkerError
 from core.population import Member, fit_all
 from core.population import choose as choosing
 from core.population.fit import buckets
@@ -243,8 +244,8 @@ def test_no_step_is_recorded_while_executors_are_timed() -> None:
 @pytest.mark.parametrize(
     "seconds, steps, backend",
     [
-        ([9.0, 4.1], 2, "loop"),  # clearly slower than two that take 1 s each
-        ([9.0, 2.7, 2.8], 3, "loop"),
+        ([9.0, 9.0, 2.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 9, "vmap"),
+        ([9.0, 2.7, 2.8], 3, "loop"),  # clearly slower than two that take 1 s each
         ([9.0, 2.1, 2.1, 2.1], 4, "loop"),
         ([9.0, 2.1, 2.1, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], 9, "vmap"),  # a pause does not count
         ([9.0, *[1.95] * 8], 9, "loop"),  # no clear gain
@@ -258,6 +259,23 @@ def test_as_many_steps_are_timed_together_as_it_takes_to_tell(
     monkeypatch.setattr(choosing, "_seconds", lambda step, runtime: (step(), left.pop(0))[1])
     choice, _ = choosing.choose(members(family("mlp", train__steps=400), [{}, {}]), "auto")
     assert (choice.backend, len(seconds) - len(left)) == (backend, steps)
+
+
+@pytest.mark.parametrize("steps, expected", [(1, math.inf), (3, math.inf), (4, 3.0), (5, 4.0)])
+def test_a_member_that_diverges_is_timed_by_the_steps_before(
+    steps: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter(range(1, steps + 1))
+
+    def seconds(step: object, runtime: Runtime) -> float:
+        for found in taken:
+            return float(found)
+        raise WorkerError("training: the loss is not finite")
+
+    monkeypatch.setattr(choosing, "ALONE_S", 60.0)
+    monkeypatch.setattr(choosing, "_seconds", seconds)
+    member = members(family("mlp", train__steps=400), [{}])[0]
+    assert choosing._loop_seconds(member, Runtime(), count=3) == expected
 
 
 def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
