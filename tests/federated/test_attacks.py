@@ -1,7 +1,7 @@
 """Attacks: who attacks, what is sent and trained on instead, by hand; and that they work on a plain mean."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from core.data.examples import Stacked
 from core.data.preprocess import Number, TableFit
 from core.errors import ConfigError
 from core.randomness import generator
+from core.recipe import Training
 from federated.attacks import (
     AttackConfig,
     Backdoor,
@@ -194,18 +195,13 @@ def test_which_examples_are_marked_depends_on_the_key_and_not_on_how_they_are_ta
 
 
 def test_batches_of_poisoned_data_are_those_of_the_shard(digits: Data) -> None:
-    @dataclass(frozen=True)
-    class Schedule:
-        steps: int = 10
-        batch_size: int = 32
-        accumulate: int = 1
-
+    train = Training(steps=10, batch_size=32)
     clean, poisoned = digits.shard(), LabelFlip().poison(digits).shard()
-    assert poisoned.steps_per_epoch(Schedule()) == clean.steps_per_epoch(Schedule())
+    assert poisoned.steps_per_epoch(train) == clean.steps_per_epoch(train)
     for step in range(3):
-        ours, theirs = poisoned.batch(Schedule(), step), clean.batch(Schedule(), step)
+        ours, theirs = poisoned.batch(train, step), clean.batch(train, step)
         assert torch.equal(ours["inputs"], theirs["inputs"]) and torch.equal(ours["targets"], 9 - theirs["targets"])
-    assert torch.equal(poisoned.block(Schedule(), range(3))["targets"][1], poisoned.batch(Schedule(), 1)["targets"])
+    assert torch.equal(poisoned.block(train, range(3))["targets"][1], poisoned.batch(train, 1)["targets"])
 
 
 def test_example_weights_stay_with_their_examples() -> None:
