@@ -85,8 +85,8 @@ class Learner:
 def start(recipe: Recipe, spec: Spec, weights: dict[str, Tensor] | None = None, runtime: Runtime = LOCAL) -> Learner:
     """A Learner at step 0, on the runtime's device, with `weights` loaded into it where they fit."""
     task = prepare(recipe, spec, weights, runtime).to(runtime.device).train()
-    compile, in_order = False if recipe.privacy else recipe.train.compile, recipe.train.shards > 1
-    model = runtime.wrap(task, compile, in_order)
+    compiles = False if recipe.privacy else recipe.train.compile
+    model = runtime.wrap(task, compiles, in_order=recipe.train.shards > 1)
     optimizer = recipe.optimizer.build(task.named_parameters())
     return Learner(task, model, optimizer, Precision.of(recipe.train.precision, runtime.device))
 

@@ -25,9 +25,9 @@ class Training:
 
     `accumulate` micro-batches make one step with the same result as one large batch. Gradients are added up over
     `shards` of the batch, a power of two, in one fixed order: any number of workers that divides it gives the same
-    weights to the last bit, on CPUs of one kind. `clip` bounds the global gradient
-    norm. `patience` stops after that many evaluations without a better `metric`; `keep` says which weights become the
-    model. 0 for an `..._every` means: only at the end.
+    weights to the last bit, on CPUs of one kind. `clip` bounds the global gradient norm. `patience` stops after that
+    many evaluations without a better `metric`; `keep` says which weights become the model. 0 for an `..._every` means:
+    only at the end.
     """
 
     steps: int = 600

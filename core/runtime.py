@@ -83,7 +83,7 @@ class Runtime:
         first = states[0]
         if self.world == len(states) == 1:
             return first
-        flat = pairwise(torch.cat([t.flatten() for t in state.values()]) for state in states)
+        flat = pairwise((torch.cat([t.flatten() for t in state.values()]) for state in states), len(states))
         flat = self.total_in_order(flat) if in_order else self.total(flat)
         pieces = flat.split([t.numel() for t in first.values()])
         return {name: piece.view(t.shape) for (name, t), piece in zip(first.items(), pieces, strict=True)}

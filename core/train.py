@@ -110,13 +110,13 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
     set_lr(optimizer, recipe.schedule.factor(learner.progress.step, train.steps))
     for parameter in learner.trainable:
         parameter.grad = None
-    micros = train.micro_batches(runtime.world)
+    parts = train.micro_batches(runtime.world)
     if recipe.privacy:
-        loss = _private(learner, split(batch, micros), recipe, runtime)
+        loss = _private(learner, split(batch, parts), recipe, runtime)
     elif train.shards > 1:
         loss = _in_order(learner, cut(batch, train.shards // runtime.world), recipe, runtime)
     else:
-        loss = _backward(learner, split(batch, micros), recipe, runtime)
+        loss = _backward(learner, split(batch, parts), recipe, runtime)
     if learner.pull:
         assert precision.scaler is None, "core.support refuses fp16 in a federation"
         learner.pull.add(learner.trainable, [p.grad for p in learner.trainable if p.grad is not None])
@@ -124,7 +124,7 @@ def train_step(learner: Learner, batch: Batch, recipe: Recipe, runtime: Runtime 
         loss = runtime.total(loss.clone()) / runtime.world
     norm = _clip(learner, train.clip, measure)
     if measure or runtime.is_alone_on_cpu:  # elsewhere looking at every loss would stall the device
-        health.require_finite(learner, batch, loss, norm, micros)
+        health.require_finite(learner, batch, loss, norm, parts)
     precision.step(optimizer)
     learner.progress.step += 1
     return Step(loss, norm)
@@ -155,8 +155,10 @@ def _add_gradient(learner: Learner, micro: Batch, total: Tensor | None) -> Tenso
 def _in_order(learner: Learner, shards: list[Batch], recipe: Recipe, runtime: Runtime) -> Tensor:
     """Leaves the same, summed over all ranks' shards in one order, whoever has which; returns the batch's loss."""
     micros = [split(shard, recipe.train.accumulate) for shard in shards]
-    total = nonzero(runtime.total_in_order(pairwise(_weight(shard, recipe) for shard in micros)))
-    summed = runtime.total_in_order(pairwise(_loss_and_gradient(learner, shard, total) for shard in micros))
+    weight = pairwise((_weight(shard, recipe) for shard in micros), len(micros))
+    total = nonzero(runtime.total_in_order(weight))
+    own = pairwise((_loss_and_gradient(learner, shard, total) for shard in micros), len(micros))
+    summed = runtime.total_in_order(own)
     moving = [p for p in learner.trainable if p.grad is not None]
     loss, *gradients = torch.split(summed, [1, *(p.numel() for p in moving)])
     for parameter, gradient in zip(moving, gradients, strict=True):

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.config import parse
 from core.data import Spec
-from core.ensemble.judge import judge
+from core.ensemble.judge import Hearer, judge, nobody
 from core.ensemble.panel import Panel, panel_on, panels_of
 from core.ensemble.spread import Spread, spread_of
 from core.ensemble.voices import PLAIN, Mean, MonteCarlo, entropy
@@ -86,7 +86,7 @@ def _evaluation(
     panels: Sequence[Panel],
     split: str | None,
     passes: MonteCarlo,
-    heard: Callable[[Panel, Mean, Tensor], None] = lambda panel, mean, targets: None,
+    heard: Hearer = nobody,
 ) -> Evaluation:
     split = split or (panels[0].split if len(panels) == 1 else OUT_OF_FOLD)
     judged = judge(panels, passes, choose_device("auto"), heard)

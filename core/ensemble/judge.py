@@ -22,6 +22,11 @@ from core.task import Batch
 from core.train import metrics_of
 
 CPU = torch.device("cpu")
+Hearer = Callable[[Panel, Mean, Tensor], None]
+
+
+def nobody(panel: Panel, mean: Mean, targets: Tensor) -> None:
+    """Hears nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def judge(
     panels: Sequence[Panel],
     passes: MonteCarlo = PLAIN,
     device: torch.device = CPU,
-    heard: Callable[[Panel, Mean, Tensor], None] = lambda panel, mean, targets: None,
+    heard: Hearer = nobody,
 ) -> Judgement:
     """The sums of all panels added up: of folds this is the score over all rows, each by models that never saw it.
 
@@ -53,7 +58,7 @@ def judge(
     """
     first = panels[0].models[0]
     voices = max(len(panel.models) for panel in panels) * max(1, passes.samples)
-    uncertainty = uncertainty_of(first.spec.target, voices, panels[0].data[0].unit)
+    uncertainty = uncertainty_of(first.spec.target, voices, panels[0].unit)
     count = sum(len(panel.models) for panel in panels)
     tallies = [_judge(panel.to(device), uncertainty, passes, count > 1, partial(heard, panel)) for panel in panels]
     together = tallies[0].together

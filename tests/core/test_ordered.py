@@ -19,7 +19,7 @@ def test_neighbors_are_added_in_pairs(count: int) -> None:
     expected = parts(count)
     while len(expected) > 1:
         expected = [a + b for a, b in zip(expected[::2], expected[1::2], strict=True)]
-    assert torch.equal(pairwise(parts(count)), expected[0])
+    assert torch.equal(pairwise(parts(count), count), expected[0])
     if count > 2:
         assert not torch.equal(expected[0], torch.stack(parts(count)).flip(0).cumsum(0)[-1])
 
@@ -43,16 +43,16 @@ def test_few_parts_are_kept_at_once() -> None:
             yield Counted()
             most = max(most, len(alive))
 
-    pairwise(made())  # type: ignore[arg-type]
+    pairwise(made(), 64)  # type: ignore[arg-type]
     assert most <= 7
 
 
 def summed(rank: int, world: int) -> Tensor:
     own = 8 // world
-    return pairwise_over_ranks(pairwise(parts(8)[rank * own : (rank + 1) * own]), rank, world)
+    return pairwise_over_ranks(pairwise(parts(8)[rank * own : (rank + 1) * own], own), rank, world)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_rank_has_the_sum_that_one_process_makes(world: int) -> None:
-    expected = pairwise(parts(8))
+    expected = pairwise(parts(8), 8)
     assert all(torch.equal(found, expected) for found in on_ranks(world, summed))

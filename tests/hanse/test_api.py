@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import hanse
 from core.errors import ConfigError, DataError
 from core.storage.store import runs_root
+from hanse import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 WINE: dict[str, Any] = {
@@ -64,3 +66,21 @@ def test_errors_are_raised_and_not_printed(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(DataError, match="no such run"):
         hanse.evaluate("nothing")
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_in_shards_takes_the_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, seen = launch.execute, list[int]()
+
+    def execute(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return whole(*arguments)
+
+    monkeypatch.setattr(launch, "execute", execute)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for shards in (1, 2):
+            hanse.train(WINE, {"train.shards": shards}, quiet=True)
+        assert (seen, torch.get_num_threads()) == ([2, 1], 2)
+    finally:
+        torch.set_num_threads(before)

@@ -106,7 +106,7 @@ assert main(sys.argv[1:]) == 0
 unwanted = 'ray flwr opacus sklearn pandas pyarrow scipy tokenizers PIL rich torch._dynamo'.split()
 print(*sorted(sys.modules.keys() & unwanted))
 """
-    words = ["train", "configs/train/digits.yaml", "train.steps=10", "schedule.warmup=0", "--quiet", *words]
+    words = ["train", "configs/train/digits.yaml", "train.steps=20", "--quiet", *words]
     done = subprocess.run(
         [sys.executable, "-c", code, *words, f"run_dir={tmp_path / 'run'}"],
         cwd=ROOT, capture_output=True, text=True, timeout=120,

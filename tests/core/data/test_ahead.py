@@ -1,7 +1,6 @@
 """Batches come in order, each once, however they are prepared; threads are bounded, end, and prove themselves."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,20 +52,20 @@ def test_an_error_while_preparing_reaches_the_consumer_at_its_step(way: Callable
     assert not threads()
 
 
-@pytest.mark.parametrize("cost_s, pays", [(0.02, True), (0.0, False)])
-def test_threads_go_on_only_where_they_are_faster(cost_s: float, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not pays:  # what a thread costs beside a step that Python and torch are busy with
-        begin = module._first
-        monkeypatch.setattr(module, "_first", lambda waiting: time.sleep(0.02) or begin(waiting))
-    where: dict[int, str] = {}
+@pytest.mark.parametrize("cost, beside, pays", [(1.0, 0.2, True), (0.2, 1.0, False)])
+def test_threads_go_on_only_where_they_are_faster(
+    cost: float, beside: float, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 5 s, `cost` more if it waits for its batch, `beside` more if threads prepare batches meanwhile."""
+    clock, where = [0.0], dict[int, str]()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(module, "WORTH", TRIAL + 3)
 
     def prepare(step: int) -> None:
         where[step] = threading.current_thread().name
-        time.sleep(cost_s)
 
-    monkeypatch.setattr(module, "WORTH", TRIAL + 3)
-    for _ in faster(prepare, range(TRIAL + 3)):
-        time.sleep(0.02)  # the step
+    for step, _ in faster(prepare, range(TRIAL + 3)):
+        clock[0] += 5 + (beside if where[step].startswith("batches") else cost)
     assert not any(where[step].startswith("batches") for step in range(1 + TRIED))
     assert all(where[step].startswith("batches") for step in range(1 + TRIED, TRIAL))
     assert all(where[step].startswith("batches") == pays for step in range(TRIAL, TRIAL + 3))
