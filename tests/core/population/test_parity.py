@@ -40,7 +40,7 @@ def agree(alone: list[Outcome], together: list[Outcome], tolerance: float) -> No
 @pytest.mark.parametrize("name", ZOO)
 def test_every_family_with_every_optimizer_gives_the_weights_of_the_loop(name: str, optimizer: str) -> None:
     base = family(name, optimizer=OPTIMIZERS[optimizer])
-    # the gradient of a key's bias is 0: its sign, and its g / |g| where adamw or muon moves it, is that of rounding
+    # a key's bias has gradient 0: lion's sign of it, and the g / |g| that muon's AdamW moves it by, are rounding
     if name == "gpt-2" and optimizer in ("lion", "muon"):
         base["model"]["bias"] = False
     alone, together, records = both(base, [{}, {"optimizer.lr": base["optimizer"]["lr"] * 0.5}])
