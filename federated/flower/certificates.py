@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from core.errors import ConfigError, ResourceError
 
+OWN_NAMES = ("localhost", "127.0.0.1")  # by which the server's own processes reach it
 CLOCKS_DIFFER = datetime.timedelta(minutes=5)  # a certificate is valid from so long before it was issued
 
 
@@ -31,20 +32,20 @@ class Certificates:
     key: Path
 
 
-def issue(directory: Path, hosts: Sequence[str] = ("localhost", "127.0.0.1"), days: int = 30) -> Certificates:
-    """Writes a new server certificate for these names and addresses, valid for `days` from now.
+def issue(directory: Path, hosts: Sequence[str] = OWN_NAMES, days: int = 30) -> Certificates:
+    """Writes a new server certificate for these names and addresses and `OWN_NAMES`, valid for `days` from now.
 
     Its issuer is made for it alone: the issuer's private key is never written, so nobody can issue a second one.
     """
     if not hosts:
         raise ConfigError("certificates: hosts must name at least one name or address of the server, got none")
-    directory.mkdir(parents=True, exist_ok=True)
+    private_folder(directory)
     files = Certificates(directory / "ca.pem", directory / "server.pem", directory / "server.key")
     issuer, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP256R1())
     ca = _ca(issuer, days)
-    _write_private(files.ca, ca.public_bytes(serialization.Encoding.PEM))
-    _write_private(files.cert, _server(key, issuer, ca, hosts).public_bytes(serialization.Encoding.PEM))
-    _write_private(files.key, _private_bytes(key, serialization.PrivateFormat.PKCS8))
+    write_private(files.ca, ca.public_bytes(serialization.Encoding.PEM))
+    write_private(files.cert, _server(key, issuer, ca, hosts).public_bytes(serialization.Encoding.PEM))
+    write_private(files.key, _private_bytes(key, serialization.PrivateFormat.PKCS8))
     return files
 
 
@@ -53,10 +54,10 @@ def node_key(directory: Path, name: str) -> tuple[Path, Path]:
     private, public = directory / name, directory / f"{name}.pub"
     if private.exists() and public.exists():
         return private, public
-    directory.mkdir(parents=True, exist_ok=True)
+    private_folder(directory)
     key = ec.generate_private_key(ec.SECP384R1())  # the node's requests are signed with it; Flower takes NIST curves
-    _write_private(private, _private_bytes(key, serialization.PrivateFormat.OpenSSH))
-    _write_private(
+    write_private(private, _private_bytes(key, serialization.PrivateFormat.OpenSSH))
+    write_private(
         public, key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     )
     return private, public
@@ -128,7 +129,10 @@ def _server(
         x509.CertificateBuilder(ca.subject, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(ca.not_valid_before_utc)
         .not_valid_after(ca.not_valid_after_utc)
-        .add_extension(x509.SubjectAlternativeName([_alternative_name(host) for host in hosts]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([_alternative_name(host) for host in dict.fromkeys([*hosts, *OWN_NAMES])]),
+            critical=False,
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -163,7 +167,13 @@ def _private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateF
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def private_folder(path: Path) -> None:
+    """Makes a folder that only its owner can enter. One that is there already stays as it is: it may hold more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_private(path: Path, content: bytes) -> None:
     """A new file that only its owner can read, from its first byte on."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

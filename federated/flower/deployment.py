@@ -3,9 +3,10 @@
     with deployment(directory, nodes=2) as here:
         finished = here.run(write_app(directory / "app", config_yaml), show=print)
 
-Everything that Flower keeps lies in the directory, and nothing of it runs on after the block, whatever ends it. Flower
-itself is not imported: its commands are all that is used. A message takes 4 to 6 s here, because a SuperNode asks for
-work every 3 s and starts a process for each piece: deploy to federate, and simulate to experiment.
+Everything that Flower keeps lies in the directory, and nothing of it runs on after the block, whatever ends it. Only
+who can read the directory can use it: `superlink.py` says why. Flower itself is not imported. A message takes 4 to 6 s
+here, because a SuperNode asks for work every 3 s and starts a process for each piece: deploy to federate, and simulate
+to experiment.
 """
 
 import http.client
@@ -15,6 +16,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +28,12 @@ from typing import Any
 
 from core.errors import ConfigError, HanseError, ResourceError, WorkerError
 from federated.flower.app_directory import Scalar, toml, toml_value
-from federated.flower.certificates import Certificates, check, issue, node_key
+from federated.flower.certificates import Certificates, check, issue, node_key, private_folder, write_private
 from federated.flower.daemon import NOTE_LINES, Daemon, last_error, plain
 
 HOST = "127.0.0.1"
 CONNECTION = "hanse"  # the name of the SuperLink in Flower's own configuration
+SUPERLINK = (sys.executable, "-P", "-m", "federated.flower.superlink")
 POLL_S = 0.1
 ASK_S = 1.0  # between two questions that start a process to be asked
 # Flower's switches; what the user has set stays. Its SuperExecs ask for work every second unless told otherwise.
@@ -54,10 +57,14 @@ class Finished:
 
 
 class Deployment:
-    """A federation that is up. Made by `deployment`."""
+    """A federation that is up, as who owns its `directory` sees it. Made by `deployment`.
 
-    def __init__(self, directory: Path, port: int, certificates: Certificates) -> None:
-        self.directory, self.address, self.certificates = directory, f"{HOST}:{port}", certificates
+    Nodes reach its SuperLink at `address`; its owner's commands, at `control`.
+    """
+
+    def __init__(self, directory: Path, port: int, control_port: int, certificates: Certificates) -> None:
+        self.directory, self.certificates = directory, certificates
+        self.address, self.control = f"{HOST}:{port}", f"{HOST}:{control_port}"
         self.superlink: Daemon | None = None
         self.nodes: list[Daemon] = []
         self._environment = _environment(directory / "flwr")
@@ -79,7 +86,7 @@ class Deployment:
         overrides.write_text(toml(run_config or {}), encoding="utf-8")
         answer = self._flwr("run", str(app), CONNECTION, "--run-config", str(overrides), error=ConfigError)
         run_id = str(answer["run-id"])
-        follower = self._start(f"run-{run_id}", ["flwr", "log", run_id, CONNECTION, "--stream"])
+        follower = self._start(f"run-{run_id}", [_program("flwr"), "log", run_id, CONNECTION, "--stream"])
         self._followed.append(follower)
         self._follow(follower, show)
         record = self._flwr("list", CONNECTION, "--run-id", run_id, error=WorkerError)["runs"][0]
@@ -105,11 +112,11 @@ class Deployment:
 
     def start_superlink(self, deadline: float) -> None:
         """Starts the SuperLink and waits until it answers. `deadline` is of `time.monotonic`, here and below."""
-        host, port = self.address.split(":")
+        port, control_port = (address.rpartition(":")[2] for address in (self.address, self.control))
         files = self.certificates
         tls = ["--ssl-certfile", files.cert, "--ssl-keyfile", files.key, "--ssl-ca-certfile", files.ca]
-        command = ["flower-superlink", "--host", host, "--port", port, *map(str, tls), "--enable-supernode-auth"]
-        self.superlink = self._start("superlink", command)
+        ports = ["--host", HOST, "--port", port, "--control-port", control_port]
+        self.superlink = self._start("superlink", [*SUPERLINK, *ports, *map(str, tls)])
         trusted = ssl.create_default_context(cafile=files.ca)
         self._wait(lambda: _answers(self.address, trusted), [self.superlink], deadline, POLL_S)
 
@@ -123,7 +130,7 @@ class Deployment:
         own = ["--host", HOST, "--port", str(port)]
         own += ["--auth-supernode-private-key", str(private_key)] if private_key else []
         words = ["--node-config", _node_words(node_config), "--max-wait-time", "60"]
-        self.nodes.append(self._start(name, ["flower-supernode", *link, *own, *words]))
+        self.nodes.append(self._start(name, [_program("flower-supernode"), *link, *own, *words]))
         return self.nodes[-1]
 
     def wait_online(self, count: int, deadline: float) -> None:
@@ -131,7 +138,7 @@ class Deployment:
         self._wait(lambda: self.online() >= count, self.nodes, deadline, ASK_S)
 
     def _start(self, name: str, command: Sequence[str]) -> Daemon:
-        return Daemon(name, [_program(command[0]), *command[1:]], self._logs / f"{name}.log", self._environment)
+        return Daemon(name, command, self._logs / f"{name}.log", self._environment)
 
     def _wait(self, is_up: Callable[[], bool], daemons: Sequence[Daemon], deadline: float, every_s: float) -> None:
         while True:
@@ -204,13 +211,14 @@ def deployment(
         raise ConfigError(f"deployment: nodes must be at least 1, got {nodes}")
     deadline = time.monotonic() + deadline_s
     directory = directory.resolve()
-    link_port, *ports = _free_ports(port, nodes)
+    link_port, control_port, *ports = _free_ports(port, 1 + nodes)
     for folder in ("flwr", "logs"):
-        (directory / folder).mkdir(parents=True, exist_ok=True)
+        private_folder(directory / folder)
+    _program("flwr")
     certificates = certificates or issue(directory / "certificates")
     check(certificates, HOST)
-    here = Deployment(directory, link_port, certificates)
-    (directory / "flwr" / "config.toml").write_text(_connection(here.address, certificates.ca), encoding="utf-8")
+    here = Deployment(directory, link_port, control_port, certificates)
+    write_private(directory / "flwr" / "config.toml", _connection(here.control, certificates.ca).encode())
     keys = [node_key(directory / "keys", f"node-{index}") for index in range(nodes)]
     try:
         here.start_superlink(deadline)

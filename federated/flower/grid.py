@@ -19,20 +19,19 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import flwr
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
-from core.errors import ConfigError, ResourceError
+from core.errors import ConfigError
 from core.pool import Done, Shared, WorkerPool
 from core.randomness import seed_of
+from federated.flower import version
 from federated.flower.node import Answer, Item, Nodes, addressed, answer
 from federated.flower.traffic import Exchange, bytes_of, round_of
 
-FLOWER = "1.41."  # `TaskIdentity` is not public; other versions may have it elsewhere
 GRACE_S = 5.0  # how long a ServerApp that has to stop is waited for
 Report = Callable[[dict[str, Any]], None]
 
@@ -258,8 +257,7 @@ class PoolGrid(Grid):
 
 def _identify(run_id: int) -> None:
     """Who sends the messages of this process from now on: `Message` asks for it."""
-    if not flwr.__version__.startswith(FLOWER):
-        raise ResourceError(f"flwr: {FLOWER}x is needed and {flwr.__version__} is here; pip install 'flwr=={FLOWER}*'")
+    version.require()
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, 1
 
 

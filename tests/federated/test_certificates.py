@@ -35,6 +35,18 @@ def test_only_the_owner_can_read_keys_and_certificates(tmp_path: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
 
 
+def test_only_the_owner_can_enter_a_folder_that_is_made_for_keys(tmp_path: Path) -> None:
+    issue(tmp_path / "server" / "certificates")
+    node_key(tmp_path / "keys", "node-0")
+    for folder in ("server/certificates", "keys"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+
+
+def test_a_certificate_is_valid_for_the_servers_own_processes_wherever_nodes_reach_it(tmp_path: Path) -> None:
+    for host in ("fed.example.org", "127.0.0.1"):
+        check(issue(tmp_path, ["fed.example.org"]), host)
+
+
 def test_the_certificate_passes_strict_verification(tmp_path: Path) -> None:
     files = issue(tmp_path)
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=files.ca)

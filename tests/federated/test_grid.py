@@ -17,7 +17,7 @@ from flwr.supercore.run import Run
 
 from core.errors import ConfigError, ResourceError, WorkerError
 from core.pool import Done, LocalPool
-from federated.flower import grid as grids
+from federated.flower import version
 from federated.flower.grid import PoolGrid
 from federated.flower.node import Nodes, addressed
 
@@ -322,7 +322,7 @@ def test_what_the_server_raises_is_raised() -> None:
 
 
 def test_another_version_of_flower_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grids.flwr, "__version__", "1.42.0")
+    monkeypatch.setattr(version.flwr, "__version__", "1.42.0")
     with pytest.raises(ResourceError, match=r"1\.41\.x is needed and 1\.42\.0 is here"):
         serve(partition, len)
 

@@ -7,6 +7,7 @@ number plus one. With `behave: fail` the server raises at the end; with `behave:
 import os
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 SERVER = """
 import time
 import numpy as np
@@ -56,10 +57,10 @@ NODE_CONFIG = {"extra": 'a "b" c'}
 
 
 def environment_with_tiny_components(folder: Path) -> dict[str, str]:
-    """An environment in which processes find the two in the place of this project's own."""
+    """An environment in which processes find the two in the place of this project's own, and all else where it is."""
     package = folder / "installed" / "federated"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+    (package / "__init__.py").write_text(f"__path__.append({str(ROOT / 'federated')!r})\n")
     (package / "server_app.py").write_text(SERVER)
     (package / "client_app.py").write_text(CLIENT)
-    return os.environ | {"PYTHONPATH": str(package.parent)}
+    return os.environ | {"PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}"}
