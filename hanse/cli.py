@@ -15,6 +15,7 @@ import click
 import typer
 
 from core.errors import HanseError, ResourceError
+from core.printable import printable
 from hanse.console import Console
 from hanse.interrupt import INTERRUPTED
 
@@ -378,6 +379,6 @@ def _say(message: str, exit_code: int, words: list[str]) -> int:
 
 
 def _defect(error: Exception, words: list[str]) -> int:
-    traceback.print_exception(error)
+    sys.stderr.write(printable("".join(traceback.format_exception(error)), keep="\n"))
     said = f"{type(error).__name__}: {error}"
     return _say(f"{said}; this is a defect in Hanse, please report the lines above", DEFECT, words)

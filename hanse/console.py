@@ -16,6 +16,7 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from core.printable import printable
 from hanse.format import columns, labeled, number
 
 # What a record counts, and the key of how many there will be.
@@ -128,7 +129,7 @@ class PlainConsole(Console):
         print(error_line(message), file=sys.stderr, flush=True)
 
     def _print(self, *lines: str) -> None:
-        _write("\n".join([*lines, ""]), self._out or sys.stdout)  # in one piece, as below
+        _write("\n".join([*map(printable_lines, lines), ""]), self._out or sys.stdout)  # in one piece, as below
 
 
 class JsonConsole(Console):
@@ -174,7 +175,7 @@ class JsonConsole(Console):
         print(error_line(message), file=sys.stderr, flush=True)
 
     def _print(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(jsonable(record), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(jsonable(record), allow_nan=False) + "\n"
         _write(line, self._out)  # in one piece: Ctrl-C is reported from a thread of its own
 
 
@@ -232,7 +233,7 @@ def progress_line(record: Mapping[str, Any]) -> str:
 def field_lines(fields: Mapping[str, object]) -> list[str]:
     """Two fields to a line where both fit into 80 columns, else one, their names under each other."""
     name_width = max((len(name) for name in fields), default=0)
-    cells = [f"{name:<{name_width}}  {value}" for name, value in fields.items()]
+    cells = [printable(f"{name:<{name_width}}  {value}") for name, value in fields.items()]
     half = WIDTH // 2 - 2
     lines: list[str] = []
     is_open = False  # the last line has room for a second field
@@ -283,9 +284,14 @@ def flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def printable_lines(text: str) -> str:
+    """Text as it may go to a terminal: line breaks stay, escape sequences do not."""
+    return printable(text, keep="\n")
+
+
 def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
 def error_line(message: str) -> str:
-    return f"hanse: {one_line(message)}"
+    return printable(f"hanse: {one_line(message)}")

@@ -4,6 +4,8 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from core.printable import printable
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 HEADLINES = ("accuracy", "r2", "perplexity", "loss")  # the first that a model has is the one shown in a list
 
@@ -51,7 +53,7 @@ def labeled(key: str, value: object) -> str:
     """One entry of a record with its name and unit, both read from the key: `eta_s`, `memory_bytes`, `bytes_up`,
     `tokens_per_s`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
-        return f"{key.replace('_', ' ')} {value}"
+        return printable(f"{key.replace('_', ' ')} {value}")
     if key.endswith("_per_s"):
         return f"{number(round(value)) if math.isfinite(value) else value} {key.removesuffix('_per_s')}/s"
     if key.endswith("_bytes"):
@@ -84,14 +86,15 @@ def columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
     if not rows:
         return []
     names = list(rows[0])
+    titles = [printable(name.replace("_", " ")) for name in names]
     cells = [[cell(row.get(name)) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    widths = [max(len(title), *(len(line[i]) for line in cells)) for i, title in enumerate(titles)]
     is_number = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
     return [
         "  ".join(
             f"{text:>{w}}" if right else f"{text:<{w}}" for text, w, right in zip(line, widths, is_number, strict=True)
         ).rstrip()
-        for line in [[name.replace("_", " ") for name in names], *cells]
+        for line in [titles, *cells]
     ]
 
 
@@ -99,4 +102,6 @@ def cell(value: object) -> str:
     """One value of a table; a dash where there is none."""
     if value is None:
         return "-"
-    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    return printable(str(value))

@@ -15,7 +15,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hanse.console import LOUD, Console, counter, end_lines, error_line, event_lines, field_lines, readings
+from core.printable import printable
+from hanse.console import (
+    LOUD,
+    Console,
+    counter,
+    end_lines,
+    error_line,
+    event_lines,
+    field_lines,
+    printable_lines,
+    readings,
+)
 from hanse.format import HEADLINES, columns, duration, labeled, number, size, sparkline
 
 REDRAWS_PER_S = 8
@@ -40,7 +51,7 @@ class LiveConsole(Console):
         atexit.register(self.close)  # the cursor comes back even if nobody left the `with` block
 
     def header(self, title: str, fields: Mapping[str, object]) -> None:
-        self._terminal.print(Text(title, style="bold"))
+        self._terminal.print(Text(printable_lines(title), style="bold"))
         for line in field_lines(fields):
             self._terminal.print(Text(line, style="dim"), overflow="ellipsis", no_wrap=True)
 
@@ -57,11 +68,11 @@ class LiveConsole(Console):
     def event(self, name: str, /, **fields: object) -> None:
         style = "yellow" if name in LOUD else "dim"
         for line in event_lines(name, fields):
-            self._terminal.print(Text(line, style=style))
+            self._terminal.print(Text(printable_lines(line), style=style))
 
     def say(self, *lines: str, style: str = "") -> None:
         for line in lines:
-            self._terminal.print(Text(line, style=style), soft_wrap=True)
+            self._terminal.print(Text(printable_lines(line), style=style), soft_wrap=True)
 
     def rows(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         for i, line in enumerate(columns(rows)):
@@ -70,7 +81,7 @@ class LiveConsole(Console):
     def end(self, run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str] = ()) -> None:
         self.close()
         for line in end_lines(run, summary, next_commands):
-            text = Text(line)
+            text = Text(printable_lines(line))
             text.stylize("bold" if line.startswith("result") else "cyan" if line.startswith("next") else "", 0, 8)
             self._terminal.print(text, soft_wrap=True)  # a path that is copied must be whole
 
@@ -106,8 +117,8 @@ class LiveConsole(Console):
         place = f"{number(done)}/{number(total)}" if total else number(done)
         cells = {name or "step": place, **(self._round_cells() if name == "round" else self._cells())}
         for title in cells:
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_row(*cells.values())
+            table.add_column(Text(printable(title)), justify="right", no_wrap=True)
+        table.add_row(*map(Text, cells.values()))  # as text: rich would read [bold] as markup
         known = {**self._by_split.get("clients", {}), **self._train}
         aside = [self._best, *(labeled(key, known[key]) for key in ASIDE if known.get(key) is not None)]
         under = Text(" " + "   ".join(filter(None, aside)), style="dim", overflow="ellipsis", no_wrap=True)

@@ -202,7 +202,7 @@ class Preprocess:
             if content is not None:
                 replace_text(folder / "tokenizer.json", content)
         plain = {"format": FORMAT, "spec": dataclasses.asdict(self.spec), "fitted": fitted}
-        replace_text(folder / "preprocess.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+        replace_text(folder / "preprocess.json", json.dumps(plain, indent=2) + "\n")
 
     @staticmethod
     def load(directory: str | Path) -> "Preprocess":

@@ -6,6 +6,7 @@ directory still works.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from core.data import Preprocess, Spec
 from core.errors import DataError, HanseError
 from core.learner import load_weights
 from core.models.hub import from_hugging_face
+from core.printable import printable
 from core.recipe import Recipe
 from core.storage.atomic import replace_text
 from core.task import Task
@@ -156,9 +158,14 @@ def _ensemble_card(names: Sequence[str]) -> str:
 
 def _card(recipe: Recipe, spec: Spec, parameters: int) -> str:
     return (
-        f"---\nlibrary_name: hanse\ntags: [{recipe.model.kind}, {spec.kind}]\n---\n\n# {recipe.name}\n\n"
+        f"---\nlibrary_name: hanse\ntags: [{recipe.model.kind}, {spec.kind}]\n---\n\n# {_words(recipe.name)}\n\n"
         f"A {recipe.model.kind} with {parameters:,} parameters for {spec.kind} inputs of shape {list(spec.shape)} and "
-        f"{spec.outputs} outputs, trained on `{recipe.data.path}` for {recipe.train.steps} steps, "
+        f"{spec.outputs} outputs, trained on {_words(recipe.data.path)} for {recipe.train.steps} steps, "
         f"seed {recipe.seed}.\n\n"
         f"    hanse evaluate PATH\n\nIts scores stand in the `summary.json` of the run that made it.\n"
     )
+
+
+def _words(text: str) -> str:
+    """Text of the user's as plain words of Markdown: no tag, link or code."""
+    return re.sub(r"[\\`*\[\]<>&]", r"\\\g<0>", printable(text))

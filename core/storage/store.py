@@ -395,7 +395,7 @@ class Follower:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(_plain(record), ensure_ascii=False).encode() + b"\n"
+    return json.dumps(_plain(record)).encode() + b"\n"
 
 
 def _size(path: Path) -> int:

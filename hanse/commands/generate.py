@@ -1,11 +1,13 @@
 """`hanse generate MODEL prompt="..."`: text from a language model, on the screen as it is written."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from core.config import parse, read_overrides
 from core.errors import ConfigError
+from core.printable import printable
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.inference import load_models
@@ -26,9 +28,9 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
             console.event("text", text=piece)
         console.end(find_model(reference), {"prompt": writing.prompt, "text": "".join(text)})
         return 0
-    sys.stdout.write(writing.prompt)
-    for piece in pieces:
-        sys.stdout.write(piece)
+    keep = "\n\t" if sys.stdout.isatty() else None  # a pipe gets the bytes that the model wrote
+    for piece in itertools.chain([writing.prompt], pieces):
+        sys.stdout.write(piece if keep is None else printable(piece, keep))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0

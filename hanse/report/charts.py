@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from core.printable import printable
 from hanse.format import number
 
 Points = list[tuple[float, float]]  # (step, value); the value may be NaN
@@ -21,7 +22,7 @@ MAX_DOTS = 60  # a curve with more points has no dot at each of them
 
 def escape(value: object) -> str:
     """Text that is safe between tags and in attributes."""
-    return html.escape(str(value), quote=True)
+    return html.escape(printable(str(value), keep="\n\t"), quote=True)
 
 
 @dataclass(frozen=True)

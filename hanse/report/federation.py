@@ -181,7 +181,8 @@ def _losses(rounds: Rounds, events: Sequence[Record]) -> str:
     losses = [replace(rounds.series(split, "loss"), smooth=split == "train") for split in SPLITS]
     if not any(series.points for series in losses):
         return ""
-    marks = [(float(e["round"]), "resumed") for e in events if e.get("event") == "federation" and e.get("round")]
+    began = [event.get("round") for event in events if event.get("event") == "federation"]
+    marks = [(float(round), "resumed") for round in began if is_number(round) and round]
     chart = line_chart("Loss", losses, Frame(axis="round"), marks=list(dict.fromkeys(marks))[-6:])
     notes = ["shaded: from 10% to 90% of the clients"] if any(s.band for s in losses) else []
     notes += ["faint: each round; bold: moving mean"] if losses[0].is_smoothed else []
