@@ -17,7 +17,7 @@ from core.storage.artifact import read_weights
 from federated.exchange import Order, Vectors
 from federated.federation import Federation
 from federated.flower import own_data
-from federated.flower.app_config import CONFIG, OWN_DATA, run_of
+from federated.flower.app_config import CONFIG, run_of
 from federated.flower.judged_record import judged_record
 from federated.flower.messages import METRICS, Instruction, read_order, reply_record, weights_record
 from federated.intake import Work
@@ -36,7 +36,7 @@ def client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def who(message: Message, context: Context) -> Message:
         """Which client this is, and of one with its own data how many examples it has: nobody else knows."""
         client, sizes = _client(context), dict[str, int]()
-        if context.run_config.get(OWN_DATA):
+        if own_data.reads_its_own(context.run_config, context.node_config):
             clients = site_of(context).setting.clients
             sizes = {"examples": int(clients.sizes[client]), "held-out": int(clients.held_out_sizes[client])}
         return Message(RecordDict({METRICS: MetricRecord({"client": client, **sizes})}), reply_to=message)
@@ -90,8 +90,9 @@ def _kept(context: Context) -> Vectors:
 
 
 def _site(context: Context) -> Site:
-    config, node = str(context.run_config[CONFIG]), tuple(sorted(context.node_config.items()))
-    return _made(config, context.run_id, node if context.run_config.get(OWN_DATA) else None)
+    is_own = own_data.reads_its_own(context.run_config, context.node_config)
+    node = tuple(sorted(context.node_config.items())) if is_own else None
+    return _made(str(context.run_config[CONFIG]), context.run_id, node)
 
 
 @lru_cache(maxsize=1)

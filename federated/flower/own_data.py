@@ -1,7 +1,8 @@
 """A federation whose nodes read their own files: no process ever sees the data of two of them.
 
-What would be fitted on all data is that of a first model, `init`, which the server and every node have as a directory:
-how inputs are scaled, which classes there are, and the weights of the first round.
+What would be fitted on all data is that of a first model, which the server (`init`) and every node have as a directory:
+how inputs are scaled, which classes there are, and the weights of the first round. A node opens the two paths that its
+own config names, and none that the server's config names.
 """
 
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from core.randomness import seed_of
 from core.storage.artifact import read_weights, require_single
 from federated.clients import NOTHING, PartitionedClients, Subset
 from federated.federation import Federation
+from federated.flower.app_config import OWN_DATA
 from federated.partition import Partition
 from federated.run import FederateRun
 
-DATA_PATH, MODEL_PATH = "data-path", "model-path"  # keys of a node's config: its files; `init`, where it has it
+DATA_PATH, MODEL_PATH = "data-path", "model-path"  # keys of a node's config: its files, and its copy of the first model
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,32 @@ def on_server(run: FederateRun, sizes: Mapping[int, tuple[int, int]]) -> Federat
     return Federation(_looped(run), clients, None, read_weights(first))
 
 
+def reads_its_own(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> bool:
+    """Whether a node reads the files that its own config names, in place of those of the run's config.
+
+    Raises ConfigError where the run does not ask for it and the node has `data-path`: who started it has decided.
+    """
+    wanted = bool(run_config.get(OWN_DATA))
+    if DATA_PATH in node_config and not wanted:
+        raise ConfigError(
+            f"{OWN_DATA}: this node was started with {DATA_PATH} and reads nothing else; set {OWN_DATA}=true into the "
+            "run config"
+        )
+    return wanted
+
+
 def on_node(run: FederateRun, node_config: Mapping[str, Any], client: int) -> Federation:
-    """The federation as one node knows it. Raises ConfigError if its node config does not say where its data is."""
-    first = _first(run, node_config.get(MODEL_PATH) or run.init)
-    path = node_config.get(DATA_PATH)
-    if not path:
+    """The federation as one node knows it. Raises ConfigError if its node config does not say where its files are."""
+    data, model = (str(node_config.get(key) or "") for key in (DATA_PATH, MODEL_PATH))
+    if not data:
         raise ConfigError(f"node config: {DATA_PATH} is missing: start client {client}'s SuperNode with its own files")
-    recipe = replace(run.recipe, data=replace(run.recipe.data, path=str(path)))
-    run = _looped(replace(run, recipe=recipe))
+    if not model:
+        raise ConfigError(
+            f"node config: {MODEL_PATH} is missing: start client {client}'s SuperNode with its copy of the first model"
+        )
+    first = _first(run, model)
+    recipe = replace(run.recipe, data=replace(run.recipe.data, path=data))
+    run = _looped(replace(run, recipe=recipe, init=first, devices=None))  # devices may name a file; no node needs them
     return Federation(run, OwnClients(run, Preprocess.load(first), client), None, read_weights(first))
 
 
@@ -101,7 +121,7 @@ def clients_of(run: FederateRun) -> int:
     return run.clients
 
 
-def _first(run: FederateRun, model: Any) -> str:
+def _first(run: FederateRun, model: str | None) -> str:
     """The directory of the first model. ConfigError for what nodes with their own data cannot do."""
     data = run.recipe.data
     if model is None:
@@ -114,8 +134,8 @@ def _first(run: FederateRun, model: Any) -> str:
         raise ConfigError("data.augment: nodes that read their own data do not change it; leave augment out")
     if run.attack is not None:
         raise ConfigError("attack: nodes that read their own data are real ones; leave attack out")
-    require_single(str(model))
-    return str(model)
+    require_single(model)
+    return model
 
 
 def _looped(run: FederateRun) -> FederateRun:

@@ -1,6 +1,7 @@
 """Nodes that read their own files: the server never has any of them, and the numbers are those of a simulation."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,13 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
-from core.config import parse_run
+from core.config import dump_run, parse_run, to_yaml
 from core.data import Data, Preprocess
 from core.errors import ConfigError, DataError, HanseError, WorkerError
 from core.execute import digest
 from core.storage.artifact import read_weights
 from core.storage.store import read_run
+from federated.client_app import _site
 from federated.federation import Federation
 from federated.flower.own_data import OwnClients, on_node, on_server
 from federated.run import FederateRun
@@ -65,7 +67,32 @@ def run_of(place: Path, **changes: Any) -> FederateRun:
 
 
 def node(place: Path, client: int) -> dict[str, Any]:
-    return {"partition-id": client, "data-path": str(place / f"client-{client}.csv")}
+    files = {"data-path": str(place / f"client-{client}.csv"), "model-path": str(place / "model")}
+    return {"partition-id": client, **files}
+
+
+class Opened:
+    """The paths that are opened or listed while it is entered. One for all tests: an audit hook cannot be removed."""
+
+    def __init__(self) -> None:
+        self.is_on, self.paths = False, list[str]()
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.is_on and event in ("open", "os.listdir", "os.scandir", "glob.glob"):
+            self.paths.append(str(arguments[0]))
+
+    def __enter__(self) -> "Opened":
+        self.is_on, self.paths = True, []
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_on = False
+
+
+@pytest.fixture(scope="module")
+def opened() -> Opened:
+    return Opened()
 
 
 def test_a_node_has_its_own_rows_and_nobody_elses(place: Path) -> None:
@@ -83,6 +110,51 @@ def test_a_node_has_its_own_rows_and_nobody_elses(place: Path) -> None:
         assert torch.allclose(found.sort(0).values, torch.tensor(wanted, dtype=torch.float32).sort(0).values, atol=1e-5)
         with pytest.raises(AssertionError, match="is not here"):
             clients.data((client + 1) % 3, 5)
+
+
+@pytest.fixture
+def asked_by(place: Path, tmp_path: Path) -> Callable[..., Context]:
+    """The context of a node with its own data, under a server whose config names other files on the node's machine."""
+    secrets = tmp_path / "secrets"
+    shutil.copytree(place / "model", secrets / "model")
+    shutil.copy(place / "client-1.csv", secrets / "rows.csv")
+    (secrets / "trace.csv").write_text("device,start,end\n0,0,100\n")
+
+    def ask(changes: dict[str, Any], told: dict[str, Any]) -> Context:
+        data = {**CONFIG["data"], "path": str(secrets / "rows.csv")}
+        config = to_yaml(dump_run(run_of(place, **{"data": data, **changes}))).replace("SECRETS", str(secrets))
+        return Context(RUN, 2, node(place, 0), RecordDict(), {"config": config, **told})
+
+    return ask
+
+
+NAMED: list[dict[str, Any]] = [
+    {},
+    {"init": "SECRETS/model", "freeze": ["layers.0.*"]},
+    {"devices": {"availability": "trace", "trace": "SECRETS/trace.csv"}},
+]
+
+
+@pytest.mark.parametrize("changes", NAMED)
+def test_a_node_with_its_own_data_never_opens_a_path_that_the_servers_config_names(
+    place: Path, tmp_path: Path, opened: Opened, asked_by: Callable[..., Context], changes: dict[str, Any]
+) -> None:
+    context = asked_by(changes, {"own-data": True})
+    with opened:
+        assert _site(context).setting.clients.sizes.tolist() == [60, 0, 0]
+    assert str(place / "client-0.csv") in opened.paths
+    assert [path for path in opened.paths if path.startswith(str(tmp_path))] == []
+
+
+@pytest.mark.parametrize("told", [{}, {"own-data": False}])
+@pytest.mark.parametrize("changes", NAMED)
+def test_a_node_with_its_own_data_refuses_a_run_that_asks_for_other_data(
+    tmp_path: Path, opened: Opened, asked_by: Callable[..., Context], changes: dict[str, Any], told: dict[str, Any]
+) -> None:
+    context = asked_by(changes, told)
+    with opened, pytest.raises(ConfigError, match="own-data: this node was started with data-path and reads nothing"):
+        _site(context)
+    assert [path for path in opened.paths if path.startswith(str(tmp_path))] == []
 
 
 def test_two_nodes_with_the_same_rows_hold_out_others(place: Path) -> None:
@@ -187,6 +259,7 @@ def test_a_node_may_have_the_first_model_in_another_place(
     "told, said",
     [
         ({1: {"data-path": ""}}, "ConfigError: node config: data-path is missing: start client 1's SuperNode with"),
+        ({1: {"model-path": ""}}, "ConfigError: node config: model-path is missing: start client 1's SuperNode with"),
         ({2: {"data-path": "nowhere.csv"}}, "DataError: nowhere.csv: no such file"),
     ],
 )
@@ -202,7 +275,7 @@ def test_rows_without_labels_are_refused(place: Path, tmp_path: Path) -> None:
     bare = [line.rpartition(",")[0] for line in (place / "client-0.csv").read_text().splitlines()]
     (tmp_path / "bare.csv").write_text("\n".join(bare) + "\n")
     with pytest.raises(DataError, match=r"bare\.csv: has no targets to learn from"):
-        on_node(run_of(place), {"data-path": str(tmp_path / "bare.csv")}, 0)
+        on_node(run_of(place), {**node(place, 0), "data-path": str(tmp_path / "bare.csv")}, 0)
 
 
 @pytest.mark.parametrize(
