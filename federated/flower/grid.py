@@ -66,7 +66,8 @@ class PoolGrid(Grid):
         self._numbers = itertools.count(1)
         self._contexts: dict[int, Context] = {}
         self._received: Counter[int] = Counter()  # messages, by node
-        self._pushed: list[Message] = []
+        self._pushed: list[Message] = []  # and did not run yet
+        self._running_pushed = threading.Lock()  # nothing is sent while they run
         self._replies: dict[str, Message] = {}  # to what was pushed, until they are pulled
         self._exchange: Exchange | None = None
         self._shown: set[str] = set()  # errors
@@ -99,6 +100,7 @@ class PoolGrid(Grid):
         try:
             with contextlib.suppress(RunNotRunningException):  # the grid was closed, and `serve` knows why
                 server()
+                self._run_pushed()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - `serve` raises it
             self._error = error
         finally:
@@ -139,15 +141,16 @@ class PoolGrid(Grid):
         return list(self.nodes.ids)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Keeps them until a reply is pulled. Then all run, so that no reply depends on when it was asked for."""
+        """Keeps them: all run, in this order, before a reply is pulled, before anything else is sent, or the app ends.
+
+        So no reply depends on when it was asked for.
+        """
         self._pushed += (messages := self._numbered(messages))
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages; waits for them, and gives each once."""
-        pushed, self._pushed = self._pushed, []
-        for reply in self._answered(pushed, None):
-            self._replies[reply.metadata.reply_to_message_id] = reply
+        self._run_pushed()
         return [self._replies.pop(name) for name in message_ids if name in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -155,7 +158,15 @@ class PoolGrid(Grid):
 
         What has not begun by then never will.
         """
+        self._run_pushed()
         return self._answered(self._numbered(messages), timeout)
+
+    def _run_pushed(self) -> None:
+        with self._running_pushed:
+            pushed, self._pushed = self._pushed, []
+            for messages in _in_turn(pushed):
+                for reply in self._answered(messages, None):
+                    self._replies[reply.metadata.reply_to_message_id] = reply
 
     def _numbered(self, messages: Iterable[Message]) -> list[Message]:
         messages = list(messages)
@@ -287,6 +298,18 @@ def _awaited() -> int:
                 return int(arguments.get("min_num_clients") or arguments.get("num_clients") or 0)
         frame = frame.f_back
     return 0
+
+
+def _in_turn(messages: list[Message]) -> Iterator[list[Message]]:
+    """In parts in which no node has two, as an app that pushes round by round would have sent them."""
+    part: dict[int, Message] = {}
+    for message in messages:
+        if message.metadata.dst_node_id in part:
+            yield list(part.values())
+            part = {}
+        part[message.metadata.dst_node_id] = message
+    if part:
+        yield list(part.values())
 
 
 def _common(messages: Iterable[Message]) -> dict[int, ArrayRecord]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 
 from federated.flower.node import FIRST_NODE, Answer
 
+Metrics = dict[str, float | list[float]]  # by name, of one reply or in the mean
 WEIGHTS = ("num-examples", "num_examples")  # what Flower's strategies weight by; older clients write it with _
 
 
@@ -25,7 +26,7 @@ class Exchange:
     types: set[str] = field(default_factory=set)
     clients: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)  # each as it is reported
-    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # with the node
+    metrics: list[tuple[int, Metrics]] = field(default_factory=list)  # with the node
 
     def add(self, node: int, answer: Answer) -> None:
         """Takes an answer in."""
@@ -91,25 +92,45 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes) else 8
 
 
-def _numbers(content: RecordDict) -> dict[str, float]:
-    """The single numbers among a reply's metrics; older clients' stand in a config."""
-    return {
-        key: float(value)
-        for name, record in content.items()
-        if isinstance(record, MetricRecord) or (isinstance(record, ConfigRecord) and name.endswith("res.metrics"))
-        for key, value in record.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+def _numbers(content: RecordDict) -> Metrics:
+    """The numbers among a reply's metrics, alone or in lists; older clients' stand in a config."""
+    found: Metrics = {}
+    for name, record in content.items():
+        if isinstance(record, MetricRecord) or (isinstance(record, ConfigRecord) and name.endswith("res.metrics")):
+            for key, value in record.items():
+                if _is_number(value):
+                    found[key] = float(value)
+                elif isinstance(value, list) and value and all(map(_is_number, value)):
+                    found[key] = [float(one) for one in value]
+    return found
 
 
-def _means(replies: list[dict[str, float]]) -> dict[str, float]:
-    means = {}
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _means(replies: list[Metrics]) -> Metrics:
+    """By name; of lists place by place, over the replies that have something there."""
+    means: Metrics = {}
     for name in dict.fromkeys(name for reply in replies for name in reply if name not in WEIGHTS):
         pairs = [(_weight(reply), reply[name]) for reply in replies if name in reply]
-        if (total := sum(weight for weight, _ in pairs)) > 0:
-            means[name] = sum(weight * value for weight, value in pairs) / total
+        alone = [(weight, value) for weight, value in pairs if not isinstance(value, list)]
+        lists = [(weight, value) for weight, value in pairs if isinstance(value, list)]
+        if (mean := _mean(alone)) is not None:
+            means[name] = mean
+        elif lists:
+            places = range(max(len(values) for _, values in lists))
+            found = [_mean([(w, values[place]) for w, values in lists if place < len(values)]) for place in places]
+            means[name] = [mean for mean in found if mean is not None]
     return means
 
 
-def _weight(reply: dict[str, float]) -> float:
-    return next((reply[name] for name in WEIGHTS if name in reply), 1.0)
+def _mean(pairs: list[tuple[float, float]]) -> float | None:
+    """None where no reply has a weight."""
+    total = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / total if total > 0 else None
+
+
+def _weight(reply: Metrics) -> float:
+    found = (reply[name] for name in WEIGHTS if name in reply)
+    return next((weight for weight in found if not isinstance(weight, list)), 1.0)

@@ -131,6 +131,24 @@ def test_an_app_of_the_older_kind_ends_with_the_weights_worked_out_by_hand(tmp_p
     assert exchanges[2]["metrics"]["accuracy"] == 0.5 and summary["failed"] == 0
 
 
+@pytest.mark.parametrize("asks_between", [False, True])
+def test_an_app_that_pushes_and_never_pulls_trains_every_client_in_every_round(asks_between: bool) -> None:
+    records: list[Any] = []
+    app, told = APPS / "pushes_gradients", {"asks-between": asks_between}
+    assert simulate(app, LocalPool(), 3, told, records.append)["failed"] == 0
+    exchanges = [r for r in records if r["event"] == "exchange" and r["type"] == "train"]
+    moved = [-2.0, -6.0, -12.0]  # the mean of partitions 0, 1 and 2: minus the sum of 1 to the round, times 1, 2 and 3
+    assert [(r["round"], r["clients"]) for r in exchanges] == [(1, 3), (2, 3), (3, 3)]
+    assert [r["metrics"] for r in exchanges] == [
+        {"messages": number + 1, "weights": [weight, weight]} for number, weight in enumerate(moved)
+    ]
+    if asks_between:
+        kinds = [r["type"] for r in records if r["event"] == "exchange"]
+        assert kinds == ["train", "query"] * 3, "what is pushed runs before what is sent later"
+        said = [r["text"] for r in records if r["event"] == "log"]
+        assert said[-1].startswith("after 3: [{'messages': 3, 'weights': [-6.0, -6.0]}, {'messages': 3,")
+
+
 def test_the_run_config_can_be_changed_by_nested_and_by_dotted_keys(tmp_path: Path) -> None:
     first = run("plain", tmp_path, **{"num-server-rounds": 1, "train": {"steps": 3}})
     second = run("plain", tmp_path, **{"num-server-rounds": 1, "train.steps": 3})

@@ -274,7 +274,9 @@ def test_threads_that_send_one_message_each_of_a_round_are_one_exchange() -> Non
 def test_an_exchange_tells_bytes_and_means_weighted_by_examples() -> None:
     def measured(message: Message, context: Context) -> Message:
         part = context.node_config["partition-id"]
-        content = {"metrics": MetricRecord({"num-examples": part, "loss": float(part), "list": [1, 2]})}
+        content = {
+            "metrics": MetricRecord({"num-examples": part, "loss": float(part), "list": [part, 5][: 1 + part % 2]})
+        }
         return Message(RecordDict({"arrays": message.content["arrays"], **content}), reply_to=message)
 
     arrays = ArrayRecord([np.zeros(100, dtype=np.float32)])
@@ -291,7 +293,7 @@ def test_an_exchange_tells_bytes_and_means_weighted_by_examples() -> None:
         "clients": 3,
         "failed": 0,
         "bytes_down": 3 * (size + config),
-        "metrics": {"loss": (1 * 1 + 2 * 2) / 3},
+        "metrics": {"loss": (1 * 1 + 2 * 2) / 3, "list": [(1 * 1 + 2 * 2) / 3, 5.0]},
     }
 
 
