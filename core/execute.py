@@ -5,7 +5,7 @@ A local run and each Ray worker call `execute`; only rank 0 writes. Everything a
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from core.data import Data, load
 from core.errors import DataError, ResourceError
 from core.learner import gather, put_weights, share
 from core.recipe import Recipe, TrainRun
-from core.runtime import LOCAL, Runtime
+from core.runtime import LOCAL, Record, Runtime
 from core.storage import artifact
 from core.storage.checkpoint import Checkpointer, load_best
 from core.storage.store import RunDirectory
@@ -34,7 +34,7 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
     data = load(recipe.data, recipe.goal.target, recipe.seed)
     require_same_data(directory, data, recipe.data.path, runtime)
     if runtime.rank == 0:
-        note_data(directory, data, recipe.data.path)
+        note_data(directory, data, recipe.data.path, runtime.report)
     with out_of_memory(), _checkpointer(run, directory, runtime) as checkpoints:
         begins = not runtime.any(checkpoints is not None and any(directory.checkpoints.glob("step-*")))
         weights = artifact.read_weights(run.init) if run.init and begins else None
@@ -75,9 +75,12 @@ def require_same_data(directory: RunDirectory, data: Data, path: str, runtime: R
         raise DataError(f"data.path: {path} is not what it was when this run began; start a new run with init=")
 
 
-def note_data(directory: RunDirectory, data: Data, path: str) -> None:
-    """Writes into run.json what the run trains on."""
+def note_data(directory: RunDirectory, data: Data, path: str, report: Callable[[Record], None]) -> None:
+    """Writes into run.json what the run trains on, and reports it: what was read, and the notes of its reading."""
     directory.update(data={"path": path, "sha256": data.fingerprint, "sizes": data.sizes})
+    report({"event": "data", "message": data.summary})
+    for note in data.notes:
+        report({"event": "note", "message": note})
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def serve(federation: Federation, engine: Engine, directory: RunDirectory, watch
     Raises DataError if the data is not what it was when the run began, WorkerError if the model diverges.
     """
     run, began = federation.run, time.perf_counter()
-    require_data(federation, directory)
+    require_data(federation, directory, watch.report)
     with out_of_memory(), Checkpointer(directory.checkpoints, keep_last=run.keep_last) as checkpoints:
         server = Server(federation, engine, watch, checkpoints, Keeping(directory.path / CLIENTS))
         begin(federation, directory, watch, server.state.round)
@@ -40,11 +40,11 @@ def serve(federation: Federation, engine: Engine, directory: RunDirectory, watch
     return {**summary, "wall_s": time.perf_counter() - began}
 
 
-def require_data(federation: Federation, directory: RunDirectory) -> None:
-    """Notes what the data is. Raises DataError if it is not what it was when the run began."""
+def require_data(federation: Federation, directory: RunDirectory, report: Callable[[Record], None]) -> None:
+    """Notes and reports what the data is. Raises DataError if it is not what it was when the run began."""
     if federation.central is not None:
         require_same_data(directory, federation.central, federation.run.recipe.data.path)
-        note_data(directory, federation.central, federation.run.recipe.data.path)
+        note_data(directory, federation.central, federation.run.recipe.data.path, report)
 
 
 def begin(federation: Federation, directory: RunDirectory, watch: Watch, round: int) -> None:

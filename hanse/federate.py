@@ -26,7 +26,7 @@ from hanse import deployed
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import open_run, saved_init
-from hanse.running import recorded, shown, stopping
+from hanse.running import recorded, reporting, shown, stopping
 from hanse.workers import threads_of_worker, workers
 
 # What may be other when a federation goes on: none of it moves a weight of a round that was finished.
@@ -89,10 +89,7 @@ def _work(federation: Federation, directory: RunDirectory, console: Console, ask
         if record.get("split") != "cohort":
             show(record if isinstance(console, JsonConsole) else readable(record))
 
-    def report(record: Record) -> None:
-        directory.record(record)
-        look(record)
-
+    report = reporting(directory, look)
     if federation.run.engine == "flower":
         summary = deployed.serve(federation, directory, look, asked)
     elif isinstance(federation.run.strategy, Theirs):

@@ -59,7 +59,6 @@ def grow(run: TreesRun, console: Console) -> tuple[Path, Summary]:
     Plan.of(run.trees, data.spec, len(clients))
     with closing(_new_directory(run)) as directory:
         directory.config(to_yaml(dump(dataclasses.replace(run, run_dir=None))))
-        note_data(directory, data, run.data.path)
         directory.replace(PICTURE, svg_picture(partition, data))
         what = "ending after what the clients are doing now; trees cannot be resumed"
         with recorded(directory), stopping(directory, console, what) as asked:
@@ -77,6 +76,7 @@ def _new_directory(run: TreesRun) -> RunDirectory:
 
 def _grown(run: TreesRun, clients: Sequence[Data], data: Data, log: "Log") -> Summary:
     began, directory = time.perf_counter(), log.directory
+    note_data(directory, data, run.data.path, log)
     sizes = [part.sizes["train"] for part in clients]
     cohort = len(clients) if run.trees.mode == "bagging" else 1
     said = {"clients": len(clients), "cohort": cohort, "examples_least": min(sizes), "examples_most": max(sizes)}

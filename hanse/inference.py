@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from core.config import parse
 from core.data import Spec
 from core.ensemble.judge import Hearer, judge, nobody
-from core.ensemble.panel import Panel, panel_on, panels_of
+from core.ensemble.panel import Panel, notes_of, panel_on, panels_of
 from core.ensemble.spread import Spread, spread_of
 from core.ensemble.voices import PLAIN, Mean, MonteCarlo, entropy
 from core.errors import ConfigError
@@ -34,7 +34,7 @@ class Evaluation:
     `core.ensemble.uncertainty`; all of them of the mean of `voices` (members that speak about a row, times passes).
 
     split: `test`, `validation` or `out-of-fold` of the models' own data, `all` of other data. members: the metrics of
-    each member of an ensemble alone, and spread: how much they differ.
+    each member of an ensemble alone, and spread: how much they differ. notes: what was told of reading the data.
     """
 
     metrics: dict[str, float]
@@ -46,6 +46,7 @@ class Evaluation:
     voices: int
     members: dict[str, dict[str, float]]
     spread: dict[str, Spread]
+    notes: tuple[str, ...] = ()
 
 
 def load_models(reference: str | Path) -> tuple[Model, ...]:
@@ -101,20 +102,28 @@ def _evaluation(
         voices=judged.voices,
         members=judged.members,
         spread=spread_of(list(judged.members.values()), folds),
+        notes=notes_of(panels),
     )
 
 
-def predict(models: Sequence[Model], overrides: Mapping[str, Any], passes: MonteCarlo = PLAIN) -> list[Prediction]:
+def predict(
+    models: Sequence[Model],
+    overrides: Mapping[str, Any],
+    passes: MonteCarlo = PLAIN,
+    tell: Callable[[str], None] = lambda note: None,
+) -> list[Prediction]:
     """One answer per row of the data that `data.path` names: class and its probability, or a value.
 
     Where several voices speak, also how sure they are: the entropy of their mean and the mutual information in nats, or
-    the standard deviation between them in the target's units.
+    the standard deviation between them in the target's units. `tell` gets the notes of reading the data.
     """
     if models[0].spec.target == "token":
         raise ConfigError(f"{models[0].directory}: a language model predicts text; use `hanse generate`")
     if "data.path" not in overrides:
         raise ConfigError("data.path: name the file with the rows to predict, data.path=FILE")
     panel, device = panel_on(models, _other_data(overrides)), choose_device("auto")
+    for note in notes_of([panel]):
+        tell(note)
     panel.to(device)
     with torch.inference_mode():
         heard = [Heard.of(panel.ask(batches, start, passes)) for start, batches in panel.batches(device)]

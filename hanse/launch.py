@@ -10,14 +10,14 @@ from core import support
 from core.config import apply, dump_run, parse_run, read, to_yaml
 from core.execute import Summary, execute
 from core.recipe import TrainRun
-from core.runtime import Record, Runtime, choose_device
+from core.runtime import Runtime, choose_device
 from core.storage import artifact
 from core.storage.store import RunDirectory
 from hanse import repeat
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import open_run
-from hanse.running import recorded, shown, stopping
+from hanse.running import recorded, reporting, shown, stopping
 from hanse.workers import threads_of_worker
 from hanse.writer import continuations
 
@@ -86,16 +86,11 @@ def _finished(summary: Summary, run: TrainRun) -> str:
 
 def _work(run: TrainRun, directory: RunDirectory, console: Console, asked: Callable[[], bool]) -> Summary:
     show = shown(console)
-
-    def report(record: Record) -> None:
-        directory.record(record)
-        show(record)
-
     if run.repeat is not None:
         watch = repeat.Watch(show, asked, in_sum=not isinstance(console, JsonConsole))
         summary = repeat.train(run, run.repeat, directory, watch)
     elif run.workers == 0:
-        runtime = Runtime(choose_device(run.device), report=report, should_stop=asked)
+        runtime = Runtime(choose_device(run.device), report=reporting(directory, show), should_stop=asked)
         with threads_of_worker(run.cpus_per_worker) if run.recipe.train.shards > 1 else nullcontext():
             summary = execute(run, directory, runtime)
     else:

@@ -23,6 +23,7 @@ from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from hanse import inference
 from hanse.crowd import Crowd
+from hanse.running import reporting
 from hanse.workers import gpu_share, workers
 
 PREDICTIONS = "predictions.csv"  # of every row that was held out, by the members that never saw it
@@ -49,7 +50,7 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     first = override(recipe, specs[0].overrides)
     data = load(first.data, first.goal.target, first.seed)  # before workers start: what is wrong is said at once
     require_same_data(directory, data, recipe.data.path)
-    note_data(directory, data, recipe.data.path)
+    note_data(directory, data, recipe.data.path, reporting(directory, watch.show))
     if not repeat.folds and not (data.sizes["test"] or data.sizes["validation"]):
         raise ConfigError("data.split: nothing is held out to judge the members by; raise data.split.test")
     there = summaries(directory)
@@ -109,10 +110,7 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
             spread(pool, run, directory, specs, watch)
         return
 
-    def report(record: Record) -> None:
-        directory.record(record)
-        watch.show(record)
-
+    report = reporting(directory, watch.show)
     runtime = Runtime(choose_device(run.device), report=report, should_stop=watch.stopping)
     train_members(run, directory, specs, runtime)
 

@@ -42,6 +42,16 @@ def stopping(directory: RunDirectory, console: Console, what: str) -> Iterator[C
         yield asked
 
 
+def reporting(directory: RunDirectory, show: Callable[[Record], None]) -> Callable[[Record], None]:
+    """Takes each record of the work: it is kept in the run directory, and shown."""
+
+    def report(record: Record) -> None:
+        directory.record(record)
+        show(record)
+
+    return report
+
+
 def shown(console: Console) -> Callable[[Record], None]:
     """Shows each record: an event, or a line of progress."""
 

@@ -164,7 +164,7 @@ class Data:
     """What `load` returns: the splits, how they were prepared, and the SHA-256 of the raw content.
 
     rows: for each split the source's row (of a folder, the image in order of path) of each example, counted from 0;
-    None for text.
+    None for text. notes: what the user must know of how the source was read, one sentence each.
     """
 
     preprocess: Preprocess
@@ -173,6 +173,7 @@ class Data:
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     rows: Mapping[str, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> Spec:
@@ -183,6 +184,11 @@ class Data:
     def sizes(self) -> dict[str, int]:
         """Examples per split; of a text, windows."""
         return {name: len(examples) for name, examples in self.splits.items()}
+
+    @property
+    def summary(self) -> str:
+        """What was read, in one line: `2,400/300/300 rows, 3 columns -> 6 inputs, target bought (no, yes)`."""
+        return f"{'/'.join(f'{size:,}' for size in self.sizes.values())} {self.preprocess.summary}"
 
     @property
     def bytes_per_token(self) -> Tensor | None:

@@ -24,6 +24,7 @@ from core.errors import DataError
 from core.storage.atomic import replace_text
 
 FORMAT = 1
+SHOWN_CLASSES = 10
 MAX_CATEGORIES = 256  # more different texts than this in a column are names or free text, not categories
 
 
@@ -185,6 +186,17 @@ class Preprocess:
         assert not isinstance(self.fitted, TableFit | ImageFit)
         return self.fitted
 
+    @property
+    def summary(self) -> str:
+        """What the examples are, in one line."""
+        shape, classes = self.spec.shape, _shown(self.spec.classes)
+        if isinstance(self.fitted, TableFit):
+            inputs = f"{len(self.fitted.features):,} columns -> {self.fitted.width:,} inputs"
+            return f"rows, {inputs}, target {self.fitted.target}{classes}"
+        if isinstance(self.fitted, ImageFit):
+            return f"images of {'x'.join(map(str, shape))}{', classes' if classes else ''}{classes}"
+        return f"windows of {shape[0]:,} tokens, vocabulary {self.spec.outputs:,}"
+
     def to_units(self, values: Tensor) -> Tensor:
         """Predicted real values in the units of the target column."""
         if not isinstance(self.fitted, TableFit):
@@ -274,6 +286,12 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: no such file; a model directory holds it beside model.safetensors") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _shown(classes: tuple[str, ...]) -> str:
+    """` (no, yes)`; the first of many, and how many there are."""
+    rest = f", ... {len(classes):,} in all" if len(classes) > SHOWN_CLASSES else ""
+    return f" ({', '.join(classes[:SHOWN_CLASSES])}{rest})" if classes else ""
 
 
 def _frozen(value: Any) -> Any:

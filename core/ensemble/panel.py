@@ -108,6 +108,11 @@ def panel_on(models: Sequence[Model], overrides: Mapping[str, Any]) -> Panel:
     return Panel(tuple(models), tuple(data), "test", config.path, models[0].preprocess)
 
 
+def notes_of(panels: Sequence[Panel]) -> tuple[str, ...]:
+    """What the user must know of how their data was read, each sentence once."""
+    return tuple(dict.fromkeys(note for panel in panels for data in panel.data for note in data.notes))
+
+
 def _panel_of(config: DataConfig, models: Sequence[Model], reference: Preprocess) -> Panel:
     require_alike(models)
     loaded: dict[Hashable, Data] = {}

@@ -69,7 +69,7 @@ def serve(
     run, began = federation.run, time.perf_counter()
     assert isinstance(run.strategy, Theirs)
     strategy = strategy_of(run.strategy, len(federation.clients))
-    require_data(federation, directory)
+    require_data(federation, directory, watch.report)
     begin(federation, directory, watch, 0)
     overseen = Overseen(grid, federation, nodes, watch)
     first, wants = weights_record(federation.frame.named(federation.first)), ConfigRecord({"reply": "weights"})

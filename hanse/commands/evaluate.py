@@ -31,6 +31,8 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
     if said := _voices(len(models), passes.samples):
         fields["voices"] = said
     console.header(f"hanse evaluate  {models[0].recipe.name}", fields)
+    for note in found.notes:
+        console.event("note", message=note)
     console.rows("metric", [_metric(name, value, found) for name, value in found.metrics.items()])
     classes, matrix = found.details.get("classes", ()), found.details.get("confusion", [])
     if 0 < len(matrix) <= LARGEST:

@@ -25,7 +25,7 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
             f"out: {file} cannot be written: {file.parent} is no directory, or the file is one; make it first"
         )
     passes = read_passes(overrides)
-    answers = predict(load_models(reference), overrides, passes)
+    answers = predict(load_models(reference), overrides, passes, lambda note: console.event("note", message=note))
     if file is not None:
         try:
             replace_text(file, as_text(answers, file.suffix))

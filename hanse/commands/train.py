@@ -56,9 +56,11 @@ def dry_run(file: str, words: Sequence[str], console: Console) -> int:
         "trainable": number(costs.trainable),
         "FLOPs/step": f"{costs.flops:.3g}",
         "memory": f"at least {size(memory_bytes)}" + (f" on each of {workers} workers" if train.workers else ""),
-        "data": "  ".join(f"{name} {number(count)}" for name, count in data.sizes.items()),
+        "data": data.summary,
         "input": f"{data.spec.kind} {list(data.spec.shape)} -> {data.spec.outputs}",
     }
+    for note in data.notes:
+        console.event("note", message=note)
     console.header("estimate", fields)
     numbers = {
         "parameters": costs.parameters,
@@ -66,6 +68,7 @@ def dry_run(file: str, words: Sequence[str], console: Console) -> int:
         "flops_per_step": costs.flops,
         "memory_bytes": memory_bytes,
         "data": data.sizes,
+        "notes": data.notes,
         "members": train.repeat.members if train.repeat else 1,
         "config": dump_run(train),
     }

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from core.models.hub import to_hugging_face
 from core.recipe import TrainRun
 from core.runtime import LOCAL, Runtime
 from core.storage import artifact
-from core.storage.store import RunDirectory
+from core.storage.store import RunDirectory, read_run
 
 DIGITS = {
     "data": {"kind": "image"},
@@ -41,6 +42,14 @@ def test_a_finished_run_leaves_a_model_that_scores_what_the_summary_says(tmp_pat
         right = model.task.network(batch["inputs"]).argmax(1) == batch["targets"]
     assert summary["metrics"]["accuracy"] == pytest.approx(right.float().mean().item())
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["weights_sha256"] == summary["weights_sha256"]
+
+
+def test_a_run_says_what_was_read_and_the_notes_of_its_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.execute.load", lambda *about: replace(load(*about), notes=("two files were left out",)))
+    run(tmp_path / "run", train__steps=1)
+    said = [(e["event"], e["message"]) for e in read_run(tmp_path / "run").events() if "message" in e]
+    sizes = "1,437/180/180 images of 1x8x8, classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+    assert said == [("data", sizes), ("note", "two files were left out")]
 
 
 def test_a_run_directory_works_after_it_was_moved_and_holds_no_path_of_the_machine(tmp_path: Path) -> None:
