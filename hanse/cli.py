@@ -35,6 +35,7 @@ MACHINE = {
 Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show the resolved config and what a step costs.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that out= names, where there is one.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Warnings and the last lines only.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", hidden=True)]
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", hidden=True)]
@@ -124,22 +125,23 @@ def train(
 
 
 @app.command()
-def evaluate(model: Model, words: Words = None, json: Json = False, quiet: Quiet = False) -> int:
+def evaluate(model: Model, words: Words = None, force: Force = False, json: Json = False, quiet: Quiet = False) -> int:
     """Score a model on held-out data, or on other data.
 
     \b
     MODEL is a run (its name, an unmistakable part of it, or `latest`) or a directory.
     hanse evaluate latest                                      on the test split
     hanse evaluate latest data.path=FILE                       on all of FILE
+    hanse evaluate latest out=page.html                        as a page too
     """
     from hanse.commands import evaluate as command
 
     with Console.choose(json, quiet) as console:
-        return command.run(model, words or [], console)
+        return command.run(model, words or [], force, console)
 
 
 @app.command()
-def predict(model: Model, words: Words = None, json: Json = False, quiet: Quiet = False) -> int:
+def predict(model: Model, words: Words = None, force: Force = False, json: Json = False, quiet: Quiet = False) -> int:
     """Predict every row of a file.
 
     \b
@@ -150,7 +152,7 @@ def predict(model: Model, words: Words = None, json: Json = False, quiet: Quiet 
     from hanse.commands import predict as command
 
     with Console.choose(json, quiet) as console:
-        return command.run(model, words or [], console)
+        return command.run(model, words or [], force, console)
 
 
 @app.command()
@@ -201,7 +203,7 @@ def federate_simulate(
 
 
 @federate.command("partition")
-def federate_partition(file: File, words: Words = None, json: Json = False) -> int:
+def federate_partition(file: File, words: Words = None, force: Force = False, json: Json = False) -> int:
     """Show who has how many examples of which label.
 
     \b
@@ -211,7 +213,7 @@ def federate_partition(file: File, words: Words = None, json: Json = False) -> i
     from hanse.commands import federate as command
 
     with Console.choose(json) as console:
-        return command.partition(file, words or [], console)
+        return command.partition(file, words or [], force, console)
 
 
 @federate.command("trees")
@@ -278,17 +280,18 @@ def runs_show(run: Run, json: Json = False, quiet: Quiet = False) -> int:
 
 
 @runs.command("compare")
-def runs_compare(run: Runs, json: Json = False, quiet: Quiet = False) -> int:
+def runs_compare(run: Runs, force: Force = False, json: Json = False, quiet: Quiet = False) -> int:
     """Runs side by side: where their configs differ, and their numbers.
 
     \b
     hanse runs compare RUN RUN                                 tables
+    hanse runs compare RUN RUN out=table.csv                   the same, into a csv or jsonl file
     hanse runs compare RUN RUN out=page.html                   federations: curves over rounds, bytes, simulated time
     """
     from hanse.commands import runs as command
 
     with Console.choose(json, quiet) as console:
-        return command.compare(run, console)
+        return command.compare(run, force, console)
 
 
 @runs.command("replay")

@@ -76,8 +76,14 @@ class Console(ABC):
         """A table, all rows with the same keys; in JSON one event `name` per row."""
 
     @abstractmethod
-    def end(self, run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str] = ()) -> None:
-        """The last words: the result, the run's path, the next command to type."""
+    def end(
+        self,
+        run: str | PurePath | None,
+        summary: Mapping[str, Any],
+        next_commands: Sequence[str] = (),
+        file: PurePath | None = None,
+    ) -> None:
+        """The last words: the result, the run's path, the file that was asked for, the next command to type."""
 
     @abstractmethod
     def error(self, message: str, exit_code: int = 1) -> None:
@@ -122,8 +128,14 @@ class PlainConsole(Console):
     def rows(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         self._print(*columns(rows))
 
-    def end(self, run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str] = ()) -> None:
-        self._print(*end_lines(run, summary, next_commands))
+    def end(
+        self,
+        run: str | PurePath | None,
+        summary: Mapping[str, Any],
+        next_commands: Sequence[str] = (),
+        file: PurePath | None = None,
+    ) -> None:
+        self._print(*end_lines(run, summary, next_commands, file))
 
     def error(self, message: str, exit_code: int = 1) -> None:
         print(error_line(message), file=sys.stderr, flush=True)
@@ -167,8 +179,15 @@ class JsonConsole(Console):
         for row in rows:
             self.event(name, **row)
 
-    def end(self, run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str] = ()) -> None:
-        self._print({"event": "end", "run": None if run is None else str(run), "summary": summary})
+    def end(
+        self,
+        run: str | PurePath | None,
+        summary: Mapping[str, Any],
+        next_commands: Sequence[str] = (),
+        file: PurePath | None = None,
+    ) -> None:
+        written = {} if file is None else {"file": str(file)}
+        self._print({"event": "end", "run": None if run is None else str(run), **written, "summary": summary})
 
     def error(self, message: str, exit_code: int = 1) -> None:
         self._print({"event": "error", "message": one_line(message), "exit_code": exit_code})
@@ -260,14 +279,17 @@ def event_lines(name: str, fields: Mapping[str, object]) -> list[str]:
     return [first, *(textwrap.indent(block, "  | ") for block in blocks)]
 
 
-def end_lines(run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str]) -> list[str]:
-    """Result, run and next command, each with its name in front."""
+def end_lines(
+    run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str], file: PurePath | None = None
+) -> list[str]:
+    """Result, run, file and next command, each with its name in front."""
     said = [labeled(key, value) for key, value in flat(summary).items()]
     together = "  ".join(text.replace(" ", "\0") for text in said)
     result = textwrap.wrap(together, WIDTH - 8, break_on_hyphens=False) or ["done"]
     parts = {
         "result": [line.replace("\0", " ") for line in result],
         "run": [] if run is None else [str(run)],
+        "file": [] if file is None else [str(file)],
         "next": list(next_commands),
     }
     return [f"{name if i == 0 else '':<8}{line}" for name, lines in parts.items() for i, line in enumerate(lines)]

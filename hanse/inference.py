@@ -1,8 +1,5 @@
 """What a trained model, or an ensemble, is asked: how good it is on held-out data, and what it says about new rows."""
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,17 +180,6 @@ def _targets(panel: Panel, heard: Sequence[Heard]) -> list[Any]:
 
 def _class(spec: Spec, index: int) -> str:
     return spec.classes[index] if spec.classes else str(index)
-
-
-def as_text(found: Sequence[Prediction], suffix: str) -> str:
-    """Predictions as the content of a file: one JSON object a line for `.jsonl`, else csv."""
-    if suffix == ".jsonl":
-        return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(found[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(found)
-    return text.getvalue()
 
 
 def read_passes(overrides: dict[str, Any]) -> MonteCarlo:

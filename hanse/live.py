@@ -78,9 +78,15 @@ class LiveConsole(Console):
         for i, line in enumerate(columns(rows)):
             self.say(line, style="" if i else "dim")
 
-    def end(self, run: str | PurePath | None, summary: Mapping[str, Any], next_commands: Sequence[str] = ()) -> None:
+    def end(
+        self,
+        run: str | PurePath | None,
+        summary: Mapping[str, Any],
+        next_commands: Sequence[str] = (),
+        file: PurePath | None = None,
+    ) -> None:
         self.close()
-        for line in end_lines(run, summary, next_commands):
+        for line in end_lines(run, summary, next_commands, file):
             text = Text(printable_lines(line))
             text.stylize("bold" if line.startswith("result") else "cyan" if line.startswith("next") else "", 0, 8)
             self._terminal.print(text, soft_wrap=True)  # a path that is copied must be whole

@@ -23,6 +23,7 @@ from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from hanse import inference
 from hanse.crowd import Crowd
+from hanse.output import rows_as_text
 from hanse.running import reporting
 from hanse.workers import gpu_share, workers
 
@@ -177,7 +178,7 @@ def conclude(repeat: Repeat, directory: RunDirectory, ended: Sequence[Summary]) 
     artifact.save_ensemble(directory.model, [summary["member"] for summary in good])
     found, answers = inference.evaluate_each(artifact.load_all(directory.model))
     if answers:
-        directory.replace(PREDICTIONS, inference.as_text(answers, ".csv"))
+        directory.replace(PREDICTIONS, rows_as_text(answers, ".csv"))
     fold_of = [summary["fold"] for summary in good] if repeat.folds else []
     spread = spread_of([summary["metrics"] for summary in good], repeat.folds, fold_of)
     ensemble: dict[str, Any] = {

@@ -1,32 +1,32 @@
 """`hanse evaluate MODEL [data.path=FILE] [samples=N] [out=FILE.html]`: how good a model is on data it has not seen."""
 
-import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from core.config import read_overrides
-from core.errors import ConfigError
 from hanse.commands.train import headline
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.inference import Evaluation, evaluate, load_models, read_passes
-from hanse.report import write_evaluation
+from hanse.output import output
+from hanse.report import evaluation_page
 from hanse.report.calibration import NAMES
 
 LARGEST = 12  # classes of a confusion matrix that still fits a terminal
 
 
-def run(reference: str, words: Sequence[str], console: Console) -> int:
+def run(reference: str, words: Sequence[str], force: bool, console: Console) -> int:
     """The metrics, how sure the predictions are, and for a classifier which class is taken for which."""
     overrides = read_overrides(words)
-    page, passes = _page(overrides.pop("out", None)), read_passes(overrides)
+    page = output(overrides.pop("out", None), (".html",), force, [overrides.get("data.path")])
+    passes = read_passes(overrides)
     directory, models = find_model(reference), load_models(reference)
     found = evaluate(models, overrides, passes)
     summary = asdict(found)
-    if page is not None:
-        write_evaluation(page, models[0].recipe.name, {**summary, "model": str(directory)})
+    text = evaluation_page(models[0].recipe.name, {**summary, "model": str(directory)}) if page else ""
+    file = page.write(text) if page else None
     fields: dict[str, object] = {"model": str(directory), "data": found.source}
     if said := _voices(len(models), passes.samples):
         fields["voices"] = said
@@ -40,29 +40,14 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
         console.rows("confusion", [_line(name, names, row) for name, row in zip(names, matrix, strict=True)])
     sure = [(name, found.uncertainty[key]) for key, name in NAMES.items() if key in found.uncertainty]
     console.rows("uncertainty", [{"uncertainty": name, "value": value} for name, value in sure])
-    if page is not None:
-        console.say(f"report  {page}")
     if isinstance(console, JsonConsole):
-        console.end(directory, summary)
+        console.end(directory, summary, file=file)
         return 0
     is_text = models[0].spec.target == "token"
-    more = f'generate {reference} prompt="The "' if is_text else f"predict {reference} data.path=FILE out=answers.csv"
-    console.end(directory, {found.split: headline(summary), "examples": found.examples}, [f"hanse {more}"])
+    named = shlex.quote(reference)
+    more = f'generate {named} prompt="The "' if is_text else f"predict {named} data.path=FILE out=answers.csv"
+    console.end(directory, {found.split: headline(summary), "examples": found.examples}, [f"hanse {more}"], file)
     return 0
-
-
-def _page(out: object) -> Path | None:
-    """Where the page goes; refused before anything is computed."""
-    if out is None:
-        return None
-    path = Path(os.path.expanduser(str(out)))
-    if path.suffix != ".html":
-        raise ConfigError(f"out: should end in .html, got {str(out)!r}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(
-            f"out: {path} cannot be written: {path.parent} is no directory, or the file is one; make it first"
-        )
-    return path
 
 
 def _voices(models: int, samples: int) -> str:

@@ -3,17 +3,16 @@ deployment."""
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from core.config import parse, read_overrides
-from core.errors import ConfigError
 from federated.run import FederateRun
 from hanse import federate
 from hanse.commands.train import headline, reference
 from hanse.console import Console, JsonConsole
 from hanse.format import duration
 from hanse.interrupt import INTERRUPTED
+from hanse.output import output
 from hanse.workers import place_of
 
 
@@ -37,14 +36,14 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
     return 0
 
 
-def partition(file: str, words: Sequence[str], console: Console) -> int:
+def partition(file: str, words: Sequence[str], force: bool, console: Console) -> int:
     """Shows which client has how many examples of which label; draws it too, into a file where `out=` names one."""
     from federated.federation import deal
     from federated.partition.picture import counts, svg_picture, text_picture
     from hanse.federate_trees import parse_any
 
     overrides = read_overrides(words)
-    out = _picture(overrides.pop("out", None))
+    out = output(overrides.pop("out", None), (".svg",), force, [file, overrides.get("data.path")])
     wanted = parse_any(file, overrides)
     dealt, data = deal(wanted) if isinstance(wanted, FederateRun) else wanted.deal()
     if isinstance(console, JsonConsole):
@@ -52,13 +51,12 @@ def partition(file: str, words: Sequence[str], console: Console) -> int:
             console.event("client", client=client, examples=int(dealt.sizes[client]), counts=row)
     else:
         console.say(*text_picture(dealt, data).splitlines())
-    if out is not None:
-        out.write_text(svg_picture(dealt, data), encoding="utf-8")
+    drawn = out.write(svg_picture(dealt, data)) if out else None
     sizes = dealt.sizes
     said = {"clients": len(dealt), "smallest": int(sizes.min()), "largest": int(sizes.max())}
     verb = "hanse federate simulate" if isinstance(wanted, FederateRun) else "hanse federate trees"
     command = " ".join([verb, file, *(shlex.quote(w) for w in words if not w.startswith("out="))])
-    console.end(str(out) if out is not None else None, said, [command])
+    console.end(None, said, [command], drawn)
     return 0
 
 
@@ -107,20 +105,6 @@ def statistics(file: str, words: Sequence[str], console: Console) -> int:
     others = [shlex.quote(word) for word in words if not word.startswith("quantiles=")]
     console.end(None, said, [" ".join(["hanse federate partition", file, *others])])
     return 0
-
-
-def _picture(out: object) -> Path | None:
-    """Where the picture goes; refused before anything is dealt."""
-    if out is None:
-        return None
-    path = Path(str(out)).expanduser()
-    if path.suffix != ".svg":
-        raise ConfigError(f"out: should end in .svg, got {str(out)!r}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(
-            f"out: {path} cannot be written: {path.parent} is no directory, or the file is one; make it first"
-        )
-    return path
 
 
 def _header(run: FederateRun) -> dict[str, object]:

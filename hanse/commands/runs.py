@@ -11,6 +11,7 @@ from core.storage.store import Run, find_run, is_run, list_runs, read_run, runs_
 from core.storage.store import remove as remove_run
 from hanse.console import Console, JsonConsole
 from hanse.format import HEADLINES, duration, number, size
+from hanse.output import output, rows_as_text
 
 
 def table(console: Console) -> int:
@@ -69,10 +70,11 @@ def _scores(summary: Mapping[str, Any]) -> list[dict[str, object]]:
     ]
 
 
-def compare(references: Sequence[str], console: Console) -> int:
-    """Where the configs of runs differ, and their metrics, side by side; of federations a page too, `out=FILE.html`."""
-    out = next((word.removeprefix("out=") for word in references if word.startswith("out=")), None)
-    references = [word for word in references if not word.startswith("out=")]
+def compare(words: Sequence[str], force: bool, console: Console) -> int:
+    """Where the configs of runs differ, and their metrics, side by side; into a file too where `out=` names one."""
+    named = next((word.removeprefix("out=") for word in words if word.startswith("out=")), None)
+    out = output(named, (".html", ".csv", ".jsonl"), force)
+    references = [word for word in words if not word.startswith("out=")]
     if len(references) < 2:
         raise ConfigError("runs compare: name two runs or more; `hanse runs list` shows them")
     found = [find_run(runs_root(), reference) for reference in references]
@@ -90,13 +92,13 @@ def compare(references: Sequence[str], console: Console) -> int:
     if rows:
         console.rows("difference", rows)
     said = {"config keys that differ": len(differing), "metrics": len(names)}
-    if out is not None:
-        from core.storage.atomic import replace_text
+    text = rows_as_text(rows, out.ending) if out else ""
+    if out and out.ending == ".html":
         from hanse.report.comparison import compare_pages
 
-        replace_text(Path(out), compare_pages(found, [row for row in rows if row["what"] in differing]))
-        console.say(f"page    {out}")
-    console.end(runs_root(), said, [f"hanse runs show {found[0].id}"])
+        text = compare_pages(found, [row for row in rows if row["what"] in differing])
+    file = out.write(text) if out else None
+    console.end(runs_root(), said, [f"hanse runs show {found[0].id}"], file)
     return 0
 
 

@@ -103,14 +103,16 @@ def write_report(run_dir: Path) -> Path:
 
     Raises DataError if the directory holds no readable run, ResourceError if the file cannot be written.
     """
-    return _write(Path(run_dir) / "report.html", render(read_run(Path(run_dir))))
+    path = Path(run_dir) / "report.html"
+    try:
+        replace_text(path, render(read_run(Path(run_dir))))
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}; free space, or check permissions") from error
+    return path
 
 
-def write_evaluation(path: Path, title: str, summary: Mapping[str, Any]) -> Path:
-    """Writes one page of what `hanse evaluate` found: the fields of `hanse.inference.Evaluation`, and `model`.
-
-    Raises ResourceError if the file cannot be written.
-    """
+def evaluation_page(title: str, summary: Mapping[str, Any]) -> str:
+    """One page of what `hanse evaluate` found: the fields of `hanse.inference.Evaluation`, and `model`."""
     scores, members = mapping(summary.get("metrics")), mapping(summary.get("members"))
     split, voices = str(summary["split"]), summary["voices"]
     if members:
@@ -123,15 +125,7 @@ def write_evaluation(path: Path, title: str, summary: Mapping[str, Any]) -> Path
         f'<dl class="tiles">{"".join(tiles)}</dl></header>'
     )
     sure = calibration(mapping(summary.get("uncertainty")), f"on {split}")
-    return _write(path, document(title, [head, sure, _classes(summary), _scores(summary), "<footer>Hanse</footer>"]))
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}; free space, or check permissions") from error
-    return path
+    return document(title, [head, sure, _classes(summary), _scores(summary), "<footer>Hanse</footer>"])
 
 
 def render(run: Run) -> str:

@@ -108,7 +108,7 @@ def test_the_page_of_an_evaluation_stands_alone_and_shows_the_diagram(
         ("english", ("test perplexity", "mutual information")),
     ):
         assert main(["evaluate", str(ensembles[name]), f"out={tmp_path / name}.html"]) == 0
-        assert f"report  {tmp_path / name}.html" in capsys.readouterr().out
+        assert f"file    {tmp_path / name}.html" in capsys.readouterr().out
         text = (tmp_path / f"{name}.html").read_text()
         page = Checked(text)
         assert all(word in page.text for word in words) and "http" not in text

@@ -69,7 +69,7 @@ def test_a_partition_is_drawn_and_counted(file: str, tmp_path: Path, capsys: pyt
     picture = tmp_path / "picture.svg"
     assert main(["federate", "partition", file, f"out={picture}", "--json"]) == 0
     *clients, end = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert picture.read_text().startswith("<svg ") and end["run"] == str(picture)
+    assert picture.read_text().startswith("<svg ") and end["file"] == str(picture)
     assert [row["client"] for row in clients] == list(range(6))
     assert all(sum(row["counts"]) == row["examples"] for row in clients)
     assert sum(row["examples"] for row in clients) == 142

@@ -19,7 +19,8 @@ from core.recipe import TrainRun
 from core.storage import artifact
 from core.storage.store import RunDirectory
 from hanse.cli import main
-from hanse.inference import as_text, evaluate_each, load_models
+from hanse.inference import evaluate_each, load_models
+from hanse.output import rows_as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """\
@@ -221,7 +222,7 @@ def test_predictions_have_the_same_columns_where_a_member_of_one_fold_is_missing
     assert train(config, tmp_path / "run", "repeat={folds: 2, seeds: 2}") == 0
     models = load_models(tmp_path / "run")
     _, answers = evaluate_each(models[1:])  # the first member of fold 0 diverged, say
-    assert len(as_text(answers, ".csv").splitlines()) == 1798
+    assert len(rows_as_text(answers, ".csv").splitlines()) == 1798
     by_fold = {answer["fold"]: answer for answer in answers}
     assert by_fold[0]["mutual_information"] == 0 and set(by_fold[0]) == set(by_fold[1])
 
