@@ -107,11 +107,14 @@ def _fit_category(name: str, values: NDArray[Any], source: str, config: Table) -
 
 
 def standardization(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and standard deviation, which is 1 for a constant."""
+    """Mean and standard deviation, which is 1 for a constant: also where rounding leaves it a little above 0."""
     if not len(values):
         return 0.0, 1.0
-    std = float(values.std())
-    return float(values.mean()), std if std > 0 else 1.0
+    mean, variance = float(values.mean()), float(values.var())
+    eps, count = float(np.finfo(np.float64).eps), len(values)
+    # the bound of the rounding errors in a variance, as in scikit-learn's _is_constant_feature
+    is_constant = variance <= count * eps * variance + (count * mean * eps) ** 2
+    return mean, 1.0 if is_constant else variance**0.5
 
 
 def _moments(values: NDArray[np.float64], normalize: bool, fill: bool) -> tuple[float, float]:
@@ -198,10 +201,11 @@ class Preprocess:
         return f"windows of {shape[0]:,} tokens, vocabulary {self.spec.outputs:,}"
 
     def to_units(self, values: Tensor) -> Tensor:
-        """Predicted real values in the units of the target column."""
+        """Predicted real values in the units of the target column, in float64: their mean may be large beside their
+        spread."""
         if not isinstance(self.fitted, TableFit):
             return values
-        return values * self.fitted.target_std + self.fitted.target_mean
+        return values.double() * self.fitted.target_std + self.fitted.target_mean
 
     def save(self, directory: str | Path) -> None:
         """Writes preprocess.json and, where there is something to write, tokenizer.json."""

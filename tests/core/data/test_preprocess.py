@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.data import BPE, Data, Image, Preprocess, Table, Text, load, open_with
+from core.data.preprocess import standardization
 from core.errors import ConfigError, DataError
 
 
@@ -85,3 +87,16 @@ def test_data_of_another_kind_is_refused() -> None:
 def test_a_target_that_the_data_cannot_have_is_refused(config: Table | Text, target: str) -> None:
     with pytest.raises(ConfigError, match=rf"objective\.kind: {target} targets do not go with data\.kind"):
         load(config, target)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0.1, 3.3, 1e100, -1.7e9, 0.0])
+@pytest.mark.parametrize("count", [3, 60, 100_003])
+def test_a_standard_deviation_that_is_rounding_counts_as_none(value: float, count: int) -> None:
+    mean, std = standardization(np.full(count, value))
+    assert mean == pytest.approx(value) and std == 1.0
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.7e9])
+def test_a_small_spread_around_a_large_mean_stays(mean: float) -> None:
+    values = mean + np.array([-1e-3, 1e-3] * 50)
+    assert standardization(values)[1] == pytest.approx(1e-3, rel=1e-3)
