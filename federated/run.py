@@ -47,7 +47,7 @@ class FederateRun:
     `engine`: `inproc` is this process, `pool` spreads clients over `workers` processes or, with an `address` (`local`:
     one of its own), Ray workers; `flower` starts a SuperLink and a SuperNode for each client. `backend` `vmap` trains
     clients as rows of one matrix, `loop` one after the other, `auto` decides by the model. `max_norm` and `max_weight`
-    bound what a reply may hold; null is no bound.
+    bound what a reply may hold; null is no bound. A node of a Flower deployment has `timeout_s` seconds for an answer.
     """
 
     recipe: Recipe
@@ -68,6 +68,7 @@ class FederateRun:
     workers: int = 2
     cpus_per_worker: float = 1.0
     address: str | None = None
+    timeout_s: float = 3600.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "loop", "vmap"] = "auto"
     checkpoint_every: int = 10
@@ -83,7 +84,7 @@ class FederateRun:
         for name in ("clients", "cohort", "local_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("local_epochs", "cpus_per_worker"):
+        for name in ("local_epochs", "cpus_per_worker", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("max_norm", "max_weight"):

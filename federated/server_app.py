@@ -36,12 +36,12 @@ def main(grid: Grid, context: Context) -> None:
     run = run_of(str(context.run_config[CONFIG]))
     with _directory(run, context.run_config) as directory:
         if context.run_config.get(OWN_DATA):
-            nodes = nodes_of(grid, own_data.clients_of(run))
+            nodes = nodes_of(grid, own_data.clients_of(run), run.timeout_s)
             sizes = {client: (node.examples, node.held_out) for client, node in nodes.items()}
             federation = own_data.on_server(run, sizes)
         else:
             federation = Federation.of(run, read_weights(run.init) if run.init else None)
-            nodes = nodes_of(grid, len(federation.clients))
+            nodes = nodes_of(grid, len(federation.clients), run.timeout_s)
         watch = Watch(directory.record, StopRequest(directory.logs))
         if isinstance(run.strategy, Theirs):
             places = {client: node.id for client, node in nodes.items()}

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
 from torch import Tensor
 
 from core.errors import DataError
@@ -25,6 +26,8 @@ from federated.inspection import LARGEST_WEIGHT, Expected, Shapes, fault, form, 
 
 ARRAYS, EXTRA, CONFIG, METRICS = "arrays", "extra", "config", "metrics"  # records
 WEIGHT, ROUND = "num-examples", "server-round"  # Flower's names for these numbers
+SILENCE_S = HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE  # after which the SuperLink gives a node up
+DIED = f"its SuperNode has died or cannot be reached: no sign of life for {SILENCE_S} s"
 MOST_METRICS = 64  # a client's numbers are kept for the whole run
 Config = dict[str, str | int | float | bool]
 
@@ -239,6 +242,8 @@ def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
 
 def reason(error: Error) -> str:
     """The last line of what went wrong at the client: of a traceback, the error itself."""
+    if error.code == ErrorCode.NODE_UNAVAILABLE:
+        return DIED
     last = (str(error.reason or "").strip().splitlines() or ["no reason given"])[-1]
     if raised := _RAISED.fullmatch(last):
         last = f"{raised[1]}: {raised[2]}"

@@ -31,7 +31,7 @@ from federated.flower.messages import (
     read_weights,
     said_of_work,
 )
-from federated.flower.remote import ANSWER_S, replies
+from federated.flower.remote import as_judged, ask
 from federated.inspection import Expected, shapes
 from federated.intake import Told
 from federated.judging import central_metrics, metrics_for, tell
@@ -40,7 +40,7 @@ from federated.site import Judged
 from federated.telling import tell_round
 
 Record = dict[str, Any]
-Answers = Mapping[int, Message | None]  # by client; None if it did not come in time
+Answers = Mapping[int, Message | Fault]  # by client
 
 
 class Stopped(Exception):
@@ -98,7 +98,7 @@ class Overseen(Grid):
             return self._trained(_round_of(messages), messages, timeout)
         if kind == MessageType.EVALUATE:
             return self._judged(_round_of(messages), messages, timeout) if self._is_due(_round_of(messages)) else []
-        return [reply for reply in self._asked(messages, timeout).values() if reply is not None]
+        return [reply for reply in self._asked(messages, timeout).values() if isinstance(reply, Message)]
 
     def take(self, round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """The model after a round, kept and judged on what the server holds out: the strategy's `evaluate_fn`."""
@@ -130,22 +130,18 @@ class Overseen(Grid):
             if id(message.content) not in contents:
                 contents[id(message.content)] = _readable(message.content)
             message.content = contents[id(message.content)]
-        asked = sorted(self.clients[message.metadata.dst_node_id] for message in messages)
-        answers: dict[int, Message | None] = dict.fromkeys(asked)
-        for reply in replies(self.grid, list(messages), ANSWER_S if timeout is None else timeout):
-            answers[self.clients[reply.metadata.src_node_id]] = reply
-        return answers
+        found = ask(self.grid, messages, self.federation.run.timeout_s if timeout is None else timeout)
+        by_client = {self.clients[m.metadata.dst_node_id]: answer for m, answer in zip(messages, found, strict=True)}
+        return dict(sorted(by_client.items()))
 
     def _trained(self, round: int, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         told, good, began = list[Told](), list[Message](), time.perf_counter()
         for client, message in self._asked(messages, timeout).items():
-            if message is None:
-                told.append(Told(client, fault="no answer in time"))
-                continue
-            answer = read_reply(message, self.expected, client)
+            answer = message if isinstance(message, Fault) else read_reply(message, self.expected, client)
             if isinstance(answer, Fault):
                 told.append(Told(client, fault=answer.text))
                 continue
+            assert isinstance(message, Message)
             told.append(Told(client, *said_of_work(answer.metrics), answer.reply.size_bytes))
             arrays = message.content[ARRAYS]  # in the model's order: some strategies go by that, not by names
             message.content[ARRAYS] = ArrayRecord({name: arrays[name] for name in self.expected.vectors})
@@ -158,9 +154,9 @@ class Overseen(Grid):
         judged, good = Judged(), list[Message]()
         metrics = metrics_for(self.federation)
         for client, message in self._asked(messages, timeout).items():
-            found = None if message is None else read_judged(message, client, metrics)
-            judged.merge(found or Judged(failed=[Told(client, fault="no good answer to the evaluation")]))
-            if message is not None and found is not None and found.verdicts:
+            found = message if isinstance(message, Fault) else read_judged(message, client, metrics)
+            judged.merge(as_judged(found, client))
+            if isinstance(message, Message) and isinstance(found, Judged) and found.verdicts:
                 good.append(message)
         self.evaluation |= tell(self.federation, judged, round, self.watch.report)
         _leave_common(good)

@@ -28,7 +28,6 @@ from federated.flower.grid import PoolGrid
 from federated.flower.messages import weights_record
 from federated.flower.node import FIRST_NODE, Nodes, addressed
 from federated.flower.overseen import Overseen, Stopped
-from federated.flower.remote import ANSWER_S
 from federated.serve import begin, conclude, require_data
 from federated.server import Served, Watch
 from federated.site import Setting, site_of
@@ -75,7 +74,7 @@ def serve(
     first, wants = weights_record(federation.frame.named(federation.first)), ConfigRecord({"reply": "weights"})
     with out_of_memory(), addressed(run.recipe.seed, "server"):
         try:
-            strategy.start(overseen, first, run.rounds, ANSWER_S, wants, evaluate_fn=overseen.take)
+            strategy.start(overseen, first, run.rounds, run.timeout_s, wants, evaluate_fn=overseen.take)
         except Stopped:
             return {"ended": "stopped", "rounds": overseen.round}
         except (HanseError, RunNotRunningException):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -75,8 +76,8 @@ def _identity() -> Iterator[None]:
         setattr(TaskIdentity, name, value)
 
 
-def engine(found: Federation, tamper: Tamper = lambda message, reply: [reply], timeout_s: float = 0.5) -> GridEngine:
-    return GridEngine(found, FakeGrid(found, tamper), RUN, timeout_s)
+def engine(found: Federation, tamper: Tamper = lambda message, reply: [reply]) -> GridEngine:
+    return GridEngine(found, FakeGrid(found, tamper), RUN)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def first_of(found: Federation) -> int:
 
 
 def tampered(
-    found: Federation, change: Callable[[Message, Message], list[Message]], timeout_s: float = 0.5
+    found: Federation, change: Callable[[Message, Message], list[Message]]
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """One round in which one client's reply is another."""
     victim = 2 + first_of(found)
@@ -118,7 +119,7 @@ def tampered(
     def tamper(message: Message, reply: Message) -> list[Message]:
         return change(message, reply) if message.metadata.dst_node_id == victim else [reply]
 
-    weights = served(found, engine(found, tamper, timeout_s), Watch(records.append))
+    weights = served(found, engine(found, tamper), Watch(records.append))
     return weights, [r for r in records if r.get("event") == "quarantined"]
 
 
@@ -160,6 +161,19 @@ def of_another_round(message: Message, reply: Message) -> list[Message]:
     return [reply]
 
 
+def died(message: Message, reply: Message) -> list[Message]:
+    """What the SuperLink answers in the place of a node from which it has heard nothing for long."""
+    reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Error: Node Unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+    return [reply]
+
+
+def of_a_stranger(message: Message, reply: Message) -> list[Message]:
+    """Another node that answers in the place of this one."""
+    reply.metadata.__dict__["_src_node_id"] = 99
+    return [reply]
+
+
 def without_arrays(message: Message, reply: Message) -> list[Message]:
     reply.content = RecordDict({"metrics": reply.content["metrics"], "config": ConfigRecord({"a": 1})})
     return [reply]
@@ -168,7 +182,9 @@ def without_arrays(message: Message, reply: Message) -> list[Message]:
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda message, reply: [], "no answer within 0.5 s"),
+        (lambda message, reply: [], "no answer within timeout_s, 0.2 s"),
+        (died, "its SuperNode has died or cannot be reached: no sign of life for 60 s"),
+        (of_a_stranger, "no answer within timeout_s, 0.2 s"),
         (lambda message, reply: [Message(Error(2, "ValueError: no data"), reply_to=message)], "no data"),
         (renamed, "reply says it is of client 11"),
         (of_another_run, "reply is of run 18, this is run 17"),
@@ -177,11 +193,45 @@ def without_arrays(message: Message, reply: Message) -> list[Message]:
     ],
 )
 def test_a_reply_that_is_not_good_is_left_out_and_its_client_named(change: Any, said: str) -> None:
-    found = federation(backend="loop", rounds=1)
+    found = federation(backend="loop", rounds=1, timeout_s=0.2)
     weights, bad = tampered(found, change)
     (event,) = bad
     assert event["client"] == first_of(found) and said in event["reason"]
     assert torch.equal(weights, without(found))
+
+
+def test_the_client_of_a_node_that_died_does_not_count_in_an_evaluation_and_is_named_with_the_reason() -> None:
+    found = federation(backend="loop", rounds=1, evaluate={"every": 1, "held_out": 0.2})
+    records: list[dict[str, Any]] = []
+
+    def tamper(message: Message, reply: Message) -> list[Message]:
+        is_it = message.metadata.message_type == "evaluate" and message.metadata.dst_node_id == 2
+        return died(message, reply) if is_it else [reply]
+
+    served(found, engine(found, tamper), Watch(records.append))
+    named = [r for r in records if "event" in r and "its SuperNode has died" in str(r)]
+    assert [r["client"] for r in named] == [0]
+
+
+def test_a_message_that_the_superlink_does_not_take_is_not_waited_for() -> None:
+    """Flower gives no number to the message of a node that is gone for good, and to none where they are too large."""
+    found = federation(backend="loop", rounds=1)
+    victim = first_of(found)
+
+    def push(self: FakeGrid, messages: Iterable[Message]) -> list[Any]:
+        ids = FakeGrid.push_messages(self, messages)
+        kinds = [(m.metadata.message_type, m.metadata.dst_node_id) for m in messages]
+        return [None if kind == ("train", victim + 2) else name for kind, name in zip(kinds, ids, strict=True)]
+
+    records: list[dict[str, Any]] = []
+    grid = type("Taking", (FakeGrid,), {"push_messages": push})(found)
+    weights = served(found, GridEngine(found, grid, RUN), Watch(records.append))
+    (event,) = [r for r in records if r.get("event") == "quarantined"]
+    assert event["client"] == victim and "the SuperLink did not take its message" in event["reason"]
+    assert torch.equal(weights, without(found))
+    grid.push_messages = lambda messages: []
+    with pytest.raises(WorkerError, match="one said: the SuperLink did not take its message"):
+        GridEngine(found, grid, RUN)
 
 
 def test_a_reply_that_comes_twice_counts_once() -> None:

@@ -23,6 +23,7 @@ from federated import support
 from federated.federation import Federation
 from federated.flower import theirs
 from federated.flower.judged_record import judged_record
+from federated.flower.messages import DIED
 from federated.run import FederateRun
 from federated.server import Watch
 from federated.site import Judged, Verdict
@@ -31,7 +32,7 @@ from hanse.console import Console
 from hanse.federate import parse_federate, replay, simulate
 from tests.federated.reference import served
 from tests.federated.test_engines import local
-from tests.federated.test_remote import FakeGrid, _identity  # noqa: F401 - a fixture that each test uses
+from tests.federated.test_remote import FakeGrid, _identity, died  # noqa: F401 - a fixture that each test uses
 
 CONFIG: dict[str, Any] = {
     "name": "theirs",
@@ -158,20 +159,18 @@ def test_a_reply_that_is_not_good_is_named_and_left_out(tmp_path: Path) -> None:
             metrics["extra"] = float("nan")
         if message.metadata.message_type == "train" and metrics["client"] == 4:
             return []
-        return [reply]
+        return died(message, reply) if message.metadata.dst_node_id == 5 + 2 else [reply]
 
-    strategy = flowers("FedAvg")
-    found = federation(strategy=strategy, rounds=1)
+    found = federation(strategy=flowers("FedAvg"), rounds=1, timeout_s=0.1)
     assert isinstance(found.run.strategy, Theirs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theirs, "ANSWER_S", 0.1)
-        ran = Ran(found, tmp_path, FakeGrid(found, tamper))
+    ran = Ran(found, tmp_path, FakeGrid(found, tamper))
     assert {(one["client"], one["reason"]) for one in ran.events("quarantined")} == {
         (3, "metric 'extra' is nan"),
-        (4, "no answer in time"),
+        (4, "no answer within timeout_s, 0.1 s"),
+        (5, DIED),
     }
     (record,) = ran.split("train")
-    assert record["clients"] == 6 and record["failed"] == 2
+    assert record["clients"] == 5 and record["failed"] == 3
 
 
 def test_replies_reach_the_strategy_in_the_order_of_the_models_names(
