@@ -16,6 +16,7 @@ from core.errors import ConfigError, DataError, WorkerError
 from core.learner import Saver
 from core.storage.checkpoint import Snapshot
 from core.train import due
+from federated.barren import Barren
 from federated.clock.schedule import Plan
 from federated.engine import Engine
 from federated.exchange import UPDATE, Order, Reply, Total, Vectors, stacked
@@ -28,17 +29,18 @@ from federated.strategies.robust.rule import Robust
 from federated.telling import tell_round
 
 Record = dict[str, Any]
-MOST_BARREN = 3  # rounds
 
 
 @dataclass
 class State:
-    """All that changes from round to round on the server. pending: sums for rounds that are still to come."""
+    """All that changes from round to round on the server. pending: sums for rounds that are still to come; counted: how
+    many replies have counted in all."""
 
     round: int
     weights: Tensor
     server: Vectors
     pending: Totals = field(default_factory=dict)
+    counted: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,16 @@ class Server:
         self.watch, self.checkpoints, self.keeping = watch or Watch(), checkpoints, keeping or Keeping()
         self.collects = must_collect(self.run)
         self.saved: list[int] = []  # rounds of the checkpoints that are kept, rising
-        self.barren = 0  # rounds in a row in which no reply counted
         self.simulated_s = 0.0
         self.state = self._restored() or State(0, federation.first, self.strategy.begin(federation.first, self.frame))
+        self.barren = Barren(self.state.counted)
         self.keeping.rewind(self.state.round)
 
     def serve(self) -> Served:
-        """All rounds that are left, or until it is asked to stop. Raises WorkerError if the model diverges."""
+        """All rounds that are left, or until it is asked to stop.
+
+        Raises WorkerError if the model diverges, or no reply counts.
+        """
         evaluation: Record = {}
         for plan in self.federation.schedule.plans(self.state.round + 1):
             if self.watch.should_stop():
@@ -143,42 +148,56 @@ class Server:
                 self.keeping.put(client, plan.round, vectors)
         for round, total in folding.result().items():
             state.pending[round] = state.pending[round].merge(total) if round in state.pending else total
-        total = state.pending.pop(plan.round, Total())
+        total, too_few = state.pending.pop(plan.round, Total()), ""
         if self.collects:
-            total = self._combined(plan.round, replies)
+            total, too_few = self._combined(plan.round, replies)
         self._step(plan.round, total)
         self._tell(plan, sorted(told, key=lambda one: one.client), total, time.perf_counter() - began)
-        self._require_replies(plan, told, total)
+        self.barren.look(plan.round, told, plan.lost, total.count, too_few)
+        state.counted = self.barren.counted
+        if plan.round == self.run.rounds:  # before anything is judged or saved
+            self.barren.require_any(plan.round)
 
-    def _combined(self, round: int, replies: Sequence[Reply]) -> Total:
-        """One update of all replies, in the order of their clients; nothing if there are too few for the rule."""
-        replies = self._colluded(sorted(replies, key=lambda reply: reply.client))
+    def _combined(self, round: int, replies: Sequence[Reply]) -> tuple[Total, str]:
+        """One update of all replies, in the order of their clients; nothing if there are too few for the rule, and what
+        there is to say of that."""
+        replies = self._colluded(round, sorted(replies, key=lambda reply: reply.client))
         strategy, total = self.strategy, Total()
         if not isinstance(strategy, Robust):
             for reply in replies:
                 total.add(reply)
-            return total
+            return total, ""
         if len(replies) < strategy.needs():
-            said = (
-                f"round {round}: {len(replies)} good replies, {strategy.kind} needs {strategy.needs()}; the model stays"
-            )
-            self.watch.report({"event": "warning", "message": said})
-            return total
+            said = f"round {round}: {len(replies)} good replies, {strategy.kind} needs {strategy.needs()}"
+            self._warn(f"{said}; the model stays")
+            return total, said
         updates, weights = stacked(replies)
         total.add(Reply(0, 1.0, {UPDATE: strategy.combine(updates, weights, self.state.server)}))
         total.count = len(replies)
-        return total
+        return total, ""
 
-    def _colluded(self, replies: list[Reply]) -> list[Reply]:
-        """The same, where attackers have agreed on what to send, having seen what the others do."""
+    def _warn(self, message: str) -> None:
+        self.watch.report({"event": "warning", "message": message})
+
+    def _colluded(self, round: int, replies: list[Reply]) -> list[Reply]:
+        """The same, where attackers have agreed on what to send, having seen what the honest clients do.
+
+        Where there is no honest reply, they go by their own updates, as attackers do that see no others (arXiv
+        1902.06156, section 3.2).
+        """
         attack, everyone = self.run.attack, len(self.federation.clients)
         if attack is None or not attack.is_colluding:
             return replies
         hostile = {r.client for r in replies if attack.is_attacker(r.client, everyone, self.run.recipe.seed)}
         honest = [reply for reply in replies if reply.client not in hostile]
-        if not hostile or not honest:
+        if not hostile:
             return replies
-        forged = attack.forge_together(stacked(honest)[0], len(hostile))
+        known = stacked(honest or replies)[0]
+        forged = attack.forge_together(known, len(honest), len(hostile))
+        if not honest:
+            is_own = len(known) == 1 and torch.equal(forged, known[0])  # one update has no deviation to hide in
+            what = "a single attacker has nothing to forge from" if is_own else "they forge from their own updates"
+            self._warn(f"round {round}: no honest client has replied, only attackers; {what}")
         return [replace(r, payload={**r.payload, UPDATE: forged}) if r.client in hostile else r for r in replies]
 
     def _step(self, round: int, total: Total) -> None:
@@ -194,19 +213,6 @@ class Server:
                 )
             state.weights, state.server = weights, server
         state.round = round
-
-    def _require_replies(self, plan: Plan, told: Sequence[Told], total: Total) -> None:
-        """Raises WorkerError if for some rounds in a row clients have worked and no reply counted."""
-        faults = [one for one in told if one.fault]
-        self.barren = self.barren + 1 if faults and not total.count else 0
-        if self.barren >= MOST_BARREN:
-            error = WorkerError(
-                f"federation: no reply has counted in {self.barren} rounds; client {faults[0].client} in round "
-                f"{plan.round}: {faults[0].fault}"
-            )
-            if faults[0].trace:
-                error.add_note(faults[0].trace)
-            raise error
 
     def _tell(self, plan: Plan, told: Sequence[Told], total: Total, seconds: float) -> None:
         late = sum(one.reason == "too late" for one in plan.lost)
@@ -232,7 +238,8 @@ class Server:
         pending = {f"{round}.{name}": v for round, total in state.pending.items() for name, v in total.sums.items()}
         counts = {str(round): [total.weight, total.count] for round, total in state.pending.items()}
         tensors = {"model": {"weights": state.weights}, "server": state.server, "pending": pending}
-        self.checkpoints.save(Snapshot(state.round, tensors, {"pending": counts, "simulated_s": self.simulated_s}))
+        numbers = {"pending": counts, "simulated_s": self.simulated_s, "counted": state.counted}
+        self.checkpoints.save(Snapshot(state.round, tensors, numbers))
         self.saved = [*self.saved, state.round][-self.run.keep_last :]
 
     def _restored(self) -> State | None:
@@ -257,7 +264,7 @@ class Server:
             key, _, own = name.partition(".")
             pending[int(key)].sums[own] = vector
         self.saved, self.simulated_s = [snapshot.step], snapshot.state["simulated_s"]
-        return State(snapshot.step, weights, snapshot.tensors["server"], pending)
+        return State(snapshot.step, weights, snapshot.tensors["server"], pending, snapshot.state["counted"])
 
 
 def works_of(plan: Plan) -> list[Work]:

@@ -41,10 +41,17 @@ class Attack:
         return client in self.attackers(clients, seed)
 
     def require(self, preprocess: Preprocess, clients: int) -> None:
-        """Raises ConfigError if there is no such client, or the attack does not go with the data."""
+        """Raises ConfigError if there is no such client, attackers that collude would be alone, or the attack does not
+        go with the data."""
         beyond = [client for client in self.clients if client >= clients]
         if beyond:
             raise ConfigError(f"attack.clients: there is no client {beyond[0]}; they are numbered 0 to {clients - 1}")
+        attackers = len(set(self.clients)) or round(self.share * clients)
+        if self.is_colluding and attackers == clients:
+            raise ConfigError(
+                f"attack: all {clients} clients attack, and attackers of kind {self.kind} forge from what honest ones "
+                "send; leave some, by attack.share or attack.clients"
+            )
 
     def poison(self, data: Data, *key: int | str) -> Data:
         """What an attacker trains on: the same data with another `train` split. `key` addresses the draws; with the
@@ -55,8 +62,9 @@ class Attack:
         """What an attacker sends in place of its update [D]."""
         return update
 
-    def forge_together(self, honest: Tensor, count: int) -> Tensor:
-        """What each of `count` attackers sends that know all honest updates [n, D] of the round: [D]."""
+    def forge_together(self, known: Tensor, honest: int, attackers: int) -> Tensor:
+        """What each of so many attackers sends: [D]. known: the updates [n, D] of the round's `honest` clients, or if
+        there is none the attackers' own."""
         raise NotImplementedError(f"attackers of kind {self.kind} do not collude")
 
 

@@ -50,6 +50,8 @@ class LittleIsEnough(Attack):
 
     z: null takes the largest with which, by the normal distribution, as many honest clients lie further out as the
     attackers lack for a majority; at least 0, which is the mean: the attackers are then too few.
+
+    Attackers without an honest client go by the mean and deviation of their own updates.
     """
 
     kind: Literal["alie"] = "alie"
@@ -57,16 +59,16 @@ class LittleIsEnough(Attack):
 
     is_colluding = True
 
-    def forge_together(self, honest: Tensor, count: int) -> Tensor:
-        std, mean = torch.std_mean(honest, dim=0, correction=0)
-        return mean - (largest_z(len(honest) + count, count) if self.z is None else self.z) * std
+    def forge_together(self, known: Tensor, honest: int, attackers: int) -> Tensor:
+        std, mean = torch.std_mean(known, dim=0, correction=0)
+        return mean - (largest_z(honest + attackers, attackers) if self.z is None else self.z) * std
 
 
 def largest_z(clients: int, attackers: int) -> float:
     """The z of which a share (n - m - s) / (n - m) of a normal distribution is smaller: s = n // 2 + 1 - m honest
     clients of n must side with m attackers."""
     honest = clients - attackers
-    share = (honest - (clients // 2 + 1 - attackers)) / honest
+    share = (honest - (clients // 2 + 1 - attackers)) / honest if honest else 1.0
     return NormalDist().inv_cdf(min(max(share, 0.5), 0.999))  # of a majority of attackers the paper says nothing: z 3
 
 
@@ -87,5 +89,5 @@ class InnerProduct(Attack):
         if not self.epsilon > 0:
             raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
 
-    def forge_together(self, honest: Tensor, count: int) -> Tensor:
-        return -self.epsilon * honest.mean(dim=0)
+    def forge_together(self, known: Tensor, honest: int, attackers: int) -> Tensor:
+        return -self.epsilon * known.mean(dim=0)

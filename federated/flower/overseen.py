@@ -17,6 +17,7 @@ from flwr.supercore.run import Run
 from core.errors import WorkerError
 from core.randomness import seed_of
 from core.train import due
+from federated.barren import Barren
 from federated.exchange import Order
 from federated.federation import Federation
 from federated.flower.judged_record import read_judged
@@ -58,6 +59,7 @@ class Overseen(Grid):
         self.expected = Expected(shapes(named), max_weight=federation.run.max_weight)
         self.exchanges = self.round = 0
         self.weights = federation.first
+        self.barren = Barren()
         self.evaluation: Record = {}
 
     # --- what a strategy calls -------------------------------------------------------------------------------------
@@ -147,6 +149,9 @@ class Overseen(Grid):
             message.content[ARRAYS] = ArrayRecord({name: arrays[name] for name in self.expected.vectors})
             good.append(message)
         self._tell(round, told, time.perf_counter() - began)
+        self.barren.look(round, told, [], len(good))
+        if round == self.federation.run.rounds:  # before anything is judged
+            self.barren.require_any(round)
         return good
 
     def _judged(self, round: int, messages: Sequence[Message], timeout: float | None) -> list[Message]:

@@ -63,7 +63,7 @@ def serve(
 ) -> Summary:
     """All rounds by the strategy's own `start`, then the model and its scores. `nodes`: the node of each client.
 
-    Raises ConfigError if the strategy cannot be made, WorkerError if it fails or the model diverges.
+    Raises ConfigError if the strategy cannot be made, WorkerError if it fails, the model diverges or no reply counts.
     """
     run, began = federation.run, time.perf_counter()
     assert isinstance(run.strategy, Theirs)
@@ -81,6 +81,7 @@ def serve(
             raise
         except Exception as error:
             raise _failed(run.strategy.name, error) from error
+    overseen.barren.require_any(run.rounds)
     served = Served(overseen.weights, overseen.round, "done", 0.0, overseen.evaluation)
     return {**conclude(federation, served, directory, watch.report), "wall_s": time.perf_counter() - began}
 

@@ -100,7 +100,7 @@ def test_gaussian_noise_replaces_the_update_and_is_addressed() -> None:
 
 def test_alie_lies_z_standard_deviations_below_the_honest_mean() -> None:
     honest = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [7.0, 4.0]])  # means 4 and 1; variances 5 and 3
-    sent = LittleIsEnough(z=1.5).forge_together(honest, 2)
+    sent = LittleIsEnough(z=1.5).forge_together(honest, len(honest), 2)
     assert torch.allclose(sent, torch.tensor([4 - 1.5 * math.sqrt(5), 1 - 1.5 * math.sqrt(3)]))
 
 
@@ -116,7 +116,7 @@ def test_z_leaves_as_many_honest_clients_outside_as_lack_for_a_majority(
     assert 0.5 * (1 + math.erf(z / math.sqrt(2))) == pytest.approx(share)
     honest = normal(clients - attackers, 3)
     mean, std = honest.mean(0), honest.std(0, correction=0)
-    assert torch.allclose(LittleIsEnough().forge_together(honest, attackers), mean - z * std, atol=1e-6)
+    assert torch.allclose(LittleIsEnough().forge_together(honest, len(honest), attackers), mean - z * std, atol=1e-6)
 
 
 def test_z_of_the_papers_example_is_one_point_four_three() -> None:
@@ -130,7 +130,7 @@ def test_z_is_bounded_where_attackers_are_too_few_or_a_majority(clients: int, at
 
 def test_inner_product_manipulation_turns_the_honest_mean_around() -> None:
     honest = normal(8, 50) + 1
-    sent = InnerProduct(epsilon=6.0).forge_together(honest, 2)
+    sent = InnerProduct(epsilon=6.0).forge_together(honest, len(honest), 2)
     assert torch.allclose(sent, -6 * honest.mean(0))
     # 8 honest and 2 with epsilon 6: (8 - 12) / 10 of the honest mean, so their inner product is negative
     assert torch.allclose(torch.cat([honest, sent.expand(2, -1)]).mean(0), -0.4 * honest.mean(0), atol=1e-6)
@@ -146,7 +146,7 @@ def test_an_attack_changes_either_data_or_ones_own_update_or_all_updates(
     assert [poisons, forges, config.is_colluding].count(True) == 1
     if not config.is_colluding:
         with pytest.raises(NotImplementedError):
-            config.forge_together(update[None], 1)
+            config.forge_together(update[None], 1, 1)
 
 
 # --- what is trained on --------------------------------------------------------------------------------------------
