@@ -21,7 +21,18 @@ from core.storage.artifact import Model
 from hanse.find import find_model
 
 Prediction = dict[str, Any]
-FIXED = ("missing", "normalize", "categories", "tokenizer", "context", "size", "split", "augment", "token_drop")
+FIXED = (
+    "missing",
+    "normalize",
+    "categories",
+    "tokenizer",
+    "context",
+    "size",
+    "background",
+    "split",
+    "augment",
+    "token_drop",
+)
 OUT_OF_FOLD = "out-of-fold"  # every row judged by the members that never saw it, all folds together
 
 

@@ -121,13 +121,15 @@ class Table:
 class Image:
     """Images: MNIST IDX or CIFAR binary files, npz, npy, or a folder with one subfolder per class.
 
-    size: (height, width) that every image is resized to; null takes them as they are. Images of more than memory_mb are
-    read from the folder batch by batch. normalize: each channel gets mean 0 and variance 1 over the training split.
+    size: (height, width) that every image is resized to; null takes them as they are. background: the color [red,
+    green, blue] that shows where a picture is transparent. Images of more than memory_mb are read from the folder batch
+    by batch. normalize: each channel gets mean 0 and variance 1 over the training split.
     """
 
     kind: Literal["image"] = "image"
     path: str = "bundled:digits"
     size: tuple[int, int] | None = None
+    background: tuple[int, int, int] = (255, 255, 255)
     normalize: bool = True
     augment: Augment = field(default_factory=Augment)
     memory_mb: int = 1024
@@ -136,6 +138,8 @@ class Image:
     def __post_init__(self) -> None:
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be a height and a width of at least 1, got {list(self.size)}")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background must be red, green and blue of 0 to 255, got {list(self.background)}")
         if self.memory_mb < 0:
             raise ValueError(f"memory_mb must be 0 (nothing is kept in memory) or more, got {self.memory_mb}")
 

@@ -6,7 +6,7 @@ An address is a row number, or for the windows of a training text the position o
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class Stacked:
 
 @dataclass
 class Pixels:
-    """Raw images [N, C, H, W] in memory, uint8; normalized with mean and std [C, 1, 1] when they are taken."""
+    """Raw images [N, C, H, W] in memory; normalized with mean and std [C, 1, 1] when they are taken."""
 
     images: Tensor
     targets: Tensor | None
@@ -94,10 +94,10 @@ class Pixels:
 
 @dataclass
 class Decoded:
-    """Images that stay in their files: `decode` gives the raw pixels [C, H, W] (uint8) of one row."""
+    """Images that stay in their files: `decode` gives the raw pixels [C, H, W] of one row."""
 
     count: int
-    decode: Callable[[int], NDArray[np.uint8]]
+    decode: Callable[[int], NDArray[Any]]
     targets: Tensor | None
     mean: Tensor
     std: Tensor
@@ -116,7 +116,7 @@ class Decoded:
         return images.float().sub_(self.mean).div_(self.std), targets
 
 
-def decode_all(decode: Callable[[int], NDArray[np.uint8]], rows: list[int]) -> NDArray[np.uint8]:
+def decode_all(decode: Callable[[int], NDArray[Any]], rows: list[int]) -> NDArray[Any]:
     """[len(rows), C, H, W], decoded on several threads: image libraries release the GIL."""
     with ThreadPoolExecutor(4) as pool:
         return np.stack(list(pool.map(decode, rows)))

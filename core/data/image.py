@@ -41,7 +41,8 @@ class Album:
     classes: tuple[str, ...]
     parts: dict[str, Indices] = field(default_factory=dict)
     pixels: Tensor | None = None
-    decode: Callable[[int], NDArray[np.uint8]] | None = None
+    decode: Callable[[int], NDArray[Any]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_image(config: Image, target: Target, seed: int, trained: Trained | None = None) -> Data:
@@ -71,14 +72,14 @@ def load_image(config: Image, target: Target, seed: int, trained: Trained | None
     rows = {name: torch.from_numpy(index) for name, index in splits.items()}
     parts = {name: _examples(album, targets, index, mean, std) for name, index in rows.items()}
     change = Augmentation(config.augment, black=-mean / std, classes=len(classes) or None)
-    return Data(Preprocess(spec, fitted), album.fingerprint, parts, seed, change, rows)
+    return Data(Preprocess(spec, fitted), album.fingerprint, parts, seed, change, rows, album.notes)
 
 
 def open_image(preprocess: Preprocess, config: Image) -> Data:
     """All images of another source as the split `test` (its own test set, where it has one)."""
     fitted, spec = preprocess.fitted, preprocess.spec
     assert isinstance(fitted, ImageFit)
-    album = _read(Image(path=config.path, size=fitted.size, memory_mb=config.memory_mb), channels=spec.shape[0])
+    album = _read(replace(config, size=fitted.size), channels=spec.shape[0])
     if album.shape != spec.shape:
         raise DataError(
             f"{config.path}: images of {_size(album.shape)}, the model was trained on {_size(spec.shape)}; resize them"
@@ -91,7 +92,7 @@ def open_image(preprocess: Preprocess, config: Image) -> Data:
     mean, std = fitted.scale(album.peak)
     rows = torch.from_numpy(album.parts.get("test", np.arange(album.count)))
     parts = {"test": _examples(album, targets, rows, mean, std)}
-    return Data(preprocess, album.fingerprint, parts, rows={"test": rows})
+    return Data(preprocess, album.fingerprint, parts, rows={"test": rows}, notes=album.notes)
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -143,25 +144,24 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _from_folder(config: Image, path: Path, channels: int | None) -> Album:
-    folder = read_folder(path, config.size)
+    folder = read_folder(path, config.size, config.background)
     if channels in (1, 3):  # a model of color images takes gray ones as well, and the other way round
-        folder = type(folder)(
-            folder.files, folder.names, (channels, *folder.shape[1:]), folder.fingerprint, folder.parts
-        )
+        folder = replace(folder, shape=(channels, *folder.shape[1:]))
     count = len(folder.files)
-    fits = count * int(np.prod(folder.shape)) <= config.memory_mb << 20
+    fits = count * int(np.prod(folder.shape)) * folder.pixel_bytes <= config.memory_mb << 20
     pixels = torch.from_numpy(decode_all(folder.decode, list(range(count)))) if fits else None
     return Album(
         config.path,
         folder.shape,
         count,
         folder.fingerprint,
-        255.0,
+        folder.peak,
         None if folder.names is None else np.array(folder.names, dtype=object),
         (),
         folder.parts,
         pixels,
         folder.decode,
+        folder.notes,
     )
 
 

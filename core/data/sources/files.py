@@ -63,7 +63,8 @@ def sha256_file(path: Path) -> str:
 
 def sha256_named(parts: Iterable[tuple[str, str]]) -> str:
     """The fingerprint of several: of their names (relative, with /) and their own fingerprints, in the given order."""
-    return sha256_of("".join(f"{digest}  {name}\n" for name, digest in parts).encode())
+    # a name that is not UTF-8 counts with its bytes
+    return sha256_of("".join(f"{digest}  {name}\n" for name, digest in parts).encode(errors="surrogateescape"))
 
 
 def relative_name(path: Path, root: Path) -> str:

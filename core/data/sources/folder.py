@@ -1,92 +1,215 @@
-"""A folder of images, one subfolder per class; subfolders train, val and test above them are respected."""
+"""A folder of images, one subfolder per class; subfolders for training, validation and test above them are respected.
+
+Pictures of 8 bits are bytes. A folder that has pictures of 16 or 32 bits, or of floats, is read as floats, and nothing
+is cut off: white is 1, the largest number of 16 bits where they are integers.
+"""
 
 import hashlib
 import io
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.data.sources.files import relative_name, sha256_named
+from core.data.sources.walk import LeftOut, entries, is_system, walk
 from core.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-_GRAY = ("1", "L", "LA")
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+_SETS = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_GRAY = ("1", "L", "LA", "La")
+_WHITE_16 = 65535
+_ORIENTATION = 0x0112  # the tag of EXIF
+_ORIENTED = (b"Exif", b"EXIF", b"eXIf", b"exif", b"rientation")  # a picture that says how it lies holds one of these
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The image files [N], their class names (None if they lie in no class folder), and one image's shape (C, H, W)."""
+    """The image files [N], their class names (None if they lie in no class folder), and one image's shape (C, H, W).
+
+    peak: what white is, 255 of bytes and 1 of floats. background: what shows through where a picture is transparent.
+    notes: what of the folder is left out.
+    """
 
     files: list[Path]
     names: list[str] | None
     shape: tuple[int, int, int]
+    peak: float
+    background: Color
     fingerprint: str
     parts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
-    def decode(self, row: int) -> NDArray[np.uint8]:
+    @property
+    def pixel_bytes(self) -> int:
+        """How many bytes each number of `decode` takes."""
+        return 1 if self.peak == 255 else 4
+
+    def decode(self, row: int) -> NDArray[Any]:
         """[C, H, W] of one image, resized where the shape says so. Raises DataError if the file is damaged."""
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         channels, height, width = self.shape
-        path = self.files[row]
-        try:
-            with Image.open(path) as image:
-                pixels = image.convert("L" if channels == 1 else "RGB")
-                if pixels.size != (width, height):
-                    pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-                array = np.asarray(pixels, np.uint8)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken PNG as a SyntaxError
-            raise DataError(f"{path}: not a readable image: {error}; replace or remove it") from None
-        return array[None] if channels == 1 else array.transpose(2, 0, 1)
+        with _opened(self.files[row], self.files[row]) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            is_deep = _is_deep(image.mode)
+            pixels = Image.fromarray(_floats(image)) if is_deep else _flat(image, self.background, channels)
+            if pixels.size != (width, height):
+                pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+            array = np.asarray(pixels, np.float32 if is_deep else np.uint8)
+        if self.peak == 1 and not is_deep:
+            array = array.astype(np.float32) / 255
+        if array.ndim == 3:
+            return array.transpose(2, 0, 1)
+        return array[None] if channels == 1 else np.stack([array] * channels)
 
 
-def read_folder(root: Path, size: tuple[int, int] | None) -> Folder:
+def read_folder(root: Path, size: tuple[int, int] | None, background: Color = WHITE) -> Folder:
     """Lists and checks the images below `root`, without keeping their pixels. DataError names the first bad file."""
-    sets = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name in _SETS}
-    files: list[Path] = []
-    parts: dict[str, NDArray[np.int64]] = {}
-    for name, folder in (sets if "train" in sets else {"": root}).items():
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if name:
-            parts[_SETS[name]] = np.arange(len(files), len(files) + len(found))
-        files += found
+    left = LeftOut()
+    files, names, parts = _listed(root, left)
     if not files:
         raise DataError(f"{root}: holds no images ({', '.join(EXTENSIONS)}), and no IDX or CIFAR files")
-    names = [_class_name(path, root, bool(parts)) for path in files]
     if any(names) and not all(names):
         raise DataError(f"{files[names.index('')]}: lies in no class folder, others do; every class has its subfolder")
     with ThreadPoolExecutor(4) as pool:
         heads = list(pool.map(_head, files))
-    channels = 1 if all(mode in _GRAY for _, mode, _ in heads) else 3
+    modes = {mode for _, mode, _ in heads}
+    channels = 1 if all(mode in _GRAY or _is_deep(mode) for mode in modes) else 3
+    peak = 1.0 if any(map(_is_deep, modes)) else 255.0
     shape = (channels, *(size or _common_size(files, [pixels for _, _, pixels in heads])))
     fingerprint = sha256_named(
         (relative_name(path, root), digest) for path, (digest, _, _) in zip(files, heads, strict=True)
     )
-    return Folder(files, [n for n in names if n] or None, shape, fingerprint, parts)
+    classes = [name for name in names if name] or None
+    return Folder(files, classes, shape, peak, background, fingerprint, parts, left.note(root))
 
 
-def _class_name(path: Path, root: Path, has_sets: bool) -> str:
-    inner = path.relative_to(root).parts[int(has_sets) : -1]
-    return "/".join(inner)
+# --- what lies where -----------------------------------------------------------------------------------------------
+
+
+def _listed(root: Path, left: LeftOut) -> tuple[list[Path], list[str], dict[str, NDArray[np.int64]]]:
+    """The images, the class name of each ("": none), and which of them are training, validation and test."""
+    top, sets = _sets(root)
+    if not sets:
+        files = walk(root, EXTENSIONS, left)
+        return files, [_class_name(path, root) for path in files], {}
+    for path in [*entries(root), *(entries(top) if top != root else ())]:
+        if path.is_dir() and path != top and path not in sets:
+            left.folder(path)
+        elif not path.is_dir():
+            left.file(path)
+    files, names, rows = list[Path](), list[str](), dict[str, list[int]]()
+    for folder, part in sets.items():
+        found = walk(folder, EXTENSIONS, left)
+        rows.setdefault(part, []).extend(range(len(files), len(files) + len(found)))
+        files += found
+        names += [_class_name(path, folder) for path in found]
+    return files, names, {part: np.array(places, np.int64) for part, places in rows.items()}
+
+
+def _sets(root: Path) -> tuple[Path, dict[Path, str]]:
+    """The folders of training, validation and test, and the folder that holds them: `root`, or the only one in it.
+
+    None where such a name is that of a class: there are other folders with images, and no second set.
+    """
+    folders = [path for path in entries(root) if path.is_dir() and not is_system(path)]
+    sets = {path: _SETS[path.name.lower()] for path in folders if path.name.lower() in _SETS}
+    others = [path for path in folders if path not in sets]
+    if not sets and len(folders) == 1 and not any(map(_is_image, entries(root))):
+        inner = _sets(folders[0])  # as archives are unpacked: one folder with everything in it
+        return inner if inner[1] else (root, {})
+    is_split = "train" in sets.values() and len(set(sets.values())) > 1
+    if sets and (is_split or not any(walk(path, EXTENSIONS, LeftOut()) for path in others)):
+        return root, sets
+    return root, {}
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and path.is_file() and not is_system(path)
+
+
+def _class_name(path: Path, root: Path) -> str:
+    return "/".join(path.relative_to(root).parts[:-1])
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path, file: Path | BinaryIO) -> Iterator["Image"]:
+    """The picture; whatever comes up while it is read is a DataError that names `path`."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow's readers raise almost anything for a damaged file
+        reason = str(error).split(" <")[0].rstrip(".")
+        raise DataError(f"{path}: not a readable image: {reason}; replace or remove it") from None
 
 
 def _head(path: Path) -> tuple[str, str, tuple[int, int]]:
     """SHA-256, color mode and (height, width), from reading the file once."""
-    from PIL import Image
-
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            mode, (width, height) = image.mode, image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).split(" <")[0]
-        raise DataError(f"{path}: not a readable image: {reason}; replace or remove it") from None
-    return hashlib.sha256(content).hexdigest(), mode, (height, width)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with _opened(path, io.BytesIO(content)) as image:
+        width, height = _upright_size(image, content)
+        return hashlib.sha256(content).hexdigest(), image.mode, (height, width)
+
+
+def _upright_size(image: "Image", content: bytes) -> tuple[int, int]:
+    """(width, height) of the picture as it is looked at."""
+    from PIL import ImageOps
+
+    # Pillow decodes a whole PNG to find out how it lies, so only one that says anything is asked
+    if any(mark in content for mark in _ORIENTED) and image.getexif().get(_ORIENTATION, 1) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image.size
+
+
+def _is_deep(mode: str) -> bool:
+    """Whether a picture of this mode has more than 8 bits: integers of 16 or 32, or floats."""
+    return mode.startswith("I") or mode == "F"
+
+
+def _floats(image: "Image") -> NDArray[np.float32]:
+    """[H, W] of a picture with more than 8 bits; white is 1."""
+    array = np.asarray(image).astype(np.float32)
+    if image.mode != "F":
+        return array / np.float32(_WHITE_16)
+    if not np.isfinite(array).all():
+        raise ValueError("it holds NaN or infinite pixels")
+    return array
+
+
+def _flat(image: "Image", background: Color, channels: int) -> "Image":
+    """A picture of 8 bits, gray or in color, laid on the background where it is transparent."""
+    from PIL import Image
+
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas.convert("RGB")
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def _common_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]:

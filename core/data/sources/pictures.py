@@ -212,10 +212,10 @@ def _read_named_sets(path: Path, arrays: dict[str, NDArray[Any]], fingerprint: s
 
 
 def channels_first(path: Path, images: NDArray[Any]) -> tuple[NDArray[Any], float]:
-    """[N, C, H, W] of arrays [N, H, W], [N, H, W, C] or [N, C, H, W], and their peak: 255 of bytes, 1 of floats."""
+    """[N, C, H, W] of arrays [N, H, W], [N, H, W, C] or [N, C, H, W], and their peak: 1 of floats."""
     shape = list(images.shape)
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise DataError(f"{path}: images of {images.dtype}; save bytes (uint8) or floats in [0, 1]")
+    if images.dtype not in (np.uint8, np.uint16) and images.dtype.kind != "f":
+        raise DataError(f"{path}: images of {images.dtype}; save uint8, uint16, or floats in [0, 1]")
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and shape[3] in (1, 3, 4):
@@ -228,6 +228,8 @@ def channels_first(path: Path, images: NDArray[Any]) -> tuple[NDArray[Any], floa
         raise DataError(f"{path}: holds no images")
     if images.dtype == np.uint8:
         return images, 255.0
+    if images.dtype == np.uint16:
+        return images.astype(np.float32), 65535.0
     bad = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if bad.any():
         raise DataError(f"{path}: image {int(bad.argmax()) + 1} holds NaN or infinite pixels")
