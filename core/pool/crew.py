@@ -32,8 +32,8 @@ class Crew(ABC):
 
     The workers start at once, side by side, and a run begins with the first that is up. An item whose worker dies runs
     again; if it was certainly being executed (no other was with the worker) twice in a row, the run ends with a
-    WorkerError. So an item may run more than once, also where one was given to a worker ahead and the one before it
-    takes unexpectedly long; its result counts once.
+    WorkerError. So an item may run more than once where a worker dies, and where one was given to a worker ahead and
+    the one before it takes much longer than it did in an earlier run; its result counts once.
 
     A result that cannot be sent, or whose tensors, arrays and strings take more than `max_result_bytes`, is a
     WorkerError. Tensors in shared values and results arrive detached and on the CPU. A shared value is not copied: its
@@ -109,8 +109,8 @@ class Crew(ABC):
     def run(
         self, fn: Callable[[T], R], items: Mapping[K, T], cost: Mapping[K, float] | None = None
     ) -> Iterator[Done[K, R]]:
-        """See `core.pool.WorkerPool.run`. Only a few items a worker are under way at any time: one, one more while
-        there are plenty for all, or a few while items take milliseconds, so that no worker waits for its next."""
+        """See `core.pool.WorkerPool.run`. Only a few items a worker are under way at any time: one, or a few while
+        they are known to take milliseconds, so that no worker waits for its next."""
         require_open(self.is_open)
         function = self.packed(fn)
         self.require_sendable(items)

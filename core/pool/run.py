@@ -15,9 +15,7 @@ from core.pool.protocol import Done, Failure, require_open
 POLL_S = 0.2  # how soon a change of the pool's size is noticed while every worker is busy
 GRACE_S = 0.2  # for items that a canceled run leaves behind to end by themselves, before their workers are replaced
 DEPTH = 4  # items a worker has at most: more bring no more items a second
-AHEAD_S = 0.01  # a worker gets more than one item ahead only while those it has take less
-PLENTY = 2  # items for each worker that still wait: then one ahead costs nothing, whatever it takes
-RECENT = 16  # results whose longest stands for an item that has never run
+AHEAD_S = 0.01  # a worker gets an item ahead only while those it has take less
 STRIKES = 2  # deaths in a row while the same item was executed
 FAILED_STARTS = 3  # a worker, none of them good, before the run gives up
 
@@ -35,7 +33,6 @@ class Run:
         self.deaths: dict[Member, Lost] = {}  # of workers some of whose items may still have ended well
         self.suspects: set[Any] = set()  # items that were with a worker when it died: they run with none beside them
         self.strikes: dict[Any, int] = {}
-        self.recent: deque[float] = deque(maxlen=RECENT)
         self.failed_starts = 0
 
     def results(self) -> Iterator[Done[Any, Any]]:
@@ -77,9 +74,9 @@ class Run:
                     self._submit(member, self.waiting.popleft())
 
     def _has_room(self, member: Member, depth: int) -> bool:
-        """Whether a worker that has `depth` items gets one more. One that has none does; else, while there is plenty
-        for all, one ahead, and more if it will be done with what it has in no time. Near the end nothing is given
-        ahead: it would wait while another worker has nothing to do."""
+        """Whether a worker that has `depth` items gets one more. One that has none does. Another one does while its
+        items are known to be short: an item behind one of unknown length may have to run elsewhere, and would then run
+        twice. Near the end nothing is given ahead: it would wait while another worker has nothing to do."""
         if not depth:
             return True
         keys = list(member.queue.values())
@@ -87,10 +84,8 @@ class Run:
             return False
         if not self.suspects.isdisjoint([*keys, self.waiting[0]]):
             return False
-        if depth == 1 and len(self.waiting) >= PLENTY * self.pool.workers:
-            return True
-        unknown = max(self.recent) if len(self.recent) == RECENT else AHEAD_S
-        return sum(self.pool.times.of(key) or unknown for key in keys) < AHEAD_S
+        seconds = [self.pool.times.of(key) for key in keys]
+        return None not in seconds and sum(filter(None, seconds)) < AHEAD_S
 
     def _submit(self, member: Member, key: Any) -> None:
         call = self.pool.work(member, self.items[key])
@@ -98,7 +93,7 @@ class Run:
         self.working[call] = member
 
     def _take_back(self) -> None:
-        """An item that was given ahead, behind one that takes unexpectedly long, goes to a worker that has none. A
+        """An item that was given ahead, behind one that takes longer than before, goes to a worker that has none. A
         call cannot be taken back, so the first one may do it all the same; nobody looks at what it gives.
         """
         if self.waiting or all(member.queue for member in self.joined):
@@ -138,7 +133,6 @@ class Run:
 
     def _learn(self, key: Any, seconds: float) -> None:
         self.pool.times.learn(key, seconds)
-        self.recent.append(seconds)
         self.strikes.pop(key, None)
 
     def _join(self, member: Member, outcome: Any) -> HanseError | None:
