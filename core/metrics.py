@@ -19,6 +19,8 @@ from core.task import Batch
 State = dict[str, Tensor]
 
 _IGNORED = -100
+_LARGEST = 1e150  # of a sum in a state from outside: its square is still finite
+_ROUNDING = 1e-6  # relative; sums of the same numbers in another order
 # What is measured for each kind of target, beside what its data may leave undefined
 NAMES: dict[str, tuple[str, ...]] = {
     "class": (
@@ -98,6 +100,31 @@ class Metrics(ABC):
         """What does not fit in one number, JSON-able; {} where there is nothing."""
         return {}
 
+    def fault(self, state: State) -> str | None:
+        """Why no data gives this state of the right shapes, in a few words; None if some could. For states that come
+        from outside: numbers that are finite, no count below 0, and sums that agree with each other.
+        """
+        for name, tensor in state.items():
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{name} is not finite"
+            if float(tensor.abs().max()) > _LARGEST:
+                return f"{name} is above {_LARGEST:g}"
+            if name not in self.signed and float(tensor.min()) < 0:
+                return f"{name} is below 0: {float(tensor.min()):.6g}"
+        for name, part, whole in self.agreements(state):
+            if not bool(torch.isclose(part, whole.expand(part.shape), rtol=_ROUNDING, atol=_ROUNDING).all()):
+                return name
+        for name, value in self.compute(state).items():
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+        return None
+
+    signed: tuple[str, ...] = ()  # the sums that may be below 0
+
+    @abstractmethod
+    def agreements(self, state: State) -> list[tuple[str, Tensor, Tensor]]:
+        """Pairs of tensors that are equal whatever the data, and what is wrong where they are not."""
+
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of a state; "loss" and "weight" are among them."""
@@ -140,6 +167,15 @@ class ClassMetrics(Metrics):
         positive = (truth[:, None] == classes).long()
         cells = (positive * self.ranked + torch.arange(self.ranked, device=outputs.device)) * self.bins + bins
         state["scores"].view(-1).index_add_(0, cells.flatten(), examples.repeat_interleave(self.ranked))
+
+    def agreements(self, state: State) -> list[tuple[str, Tensor, Tensor]]:
+        """Every example is in one cell of the confusion, and for each ranked class in one bin of its scores."""
+        negative, positive = state["scores"].sum(2)
+        return [
+            ("confusion does not sum to the weight", state["confusion"].sum(), state["weight"]),
+            ("scores do not sum to the weight", negative + positive, state["weight"]),
+            ("scores are not of the classes in confusion", positive, state["confusion"].sum(1)[-self.ranked :]),
+        ]
 
     def _bin(self, odds: Tensor) -> Tensor:
         """Bins of log-odds, equally wide after x / (1 + |x|): fine near 0, and no score is too large for them."""
@@ -255,6 +291,16 @@ class TokenMetrics(Metrics):
             self.bytes = self.bytes.to(targets.device)
             state["bytes"] += (self.bytes[targets.clamp(min=0)] * scored).sum()
 
+    def agreements(self, state: State) -> list[tuple[str, Tensor, Tensor]]:
+        """Every scored token weighs 1, and is right or wrong; its bytes are those of some token."""
+        tokens = state["tokens"]
+        most = torch.zeros(()) if self.bytes is None else self.bytes.max().cpu()
+        return [
+            ("tokens are not the weight", tokens, state["weight"]),
+            ("correct is above tokens", state["correct"], torch.minimum(state["correct"], tokens)),
+            ("bytes are more than tokens have", state["bytes"], torch.minimum(state["bytes"], tokens * most)),
+        ]
+
     def score(self, state: State) -> dict[str, float]:
         """Perplexity and bits per byte are of the unsmoothed loss."""
         nll = (state["nll"] if self.smoothed else state["loss"]) / state["weight"]
@@ -295,6 +341,21 @@ class RealMetrics(Metrics):
         state["square"] += (values.square() * row).sum(0)
         state["absolute_error"] += (error.abs() * row).sum(0)
         state["squared_error"] += (error.square() * row).sum(0)
+
+    signed = ("target",)
+
+    def agreements(self, state: State) -> list[tuple[str, Tensor, Tensor]]:
+        """Every example weighs in all sums alike, and no square of a sum is above count * sum of squares."""
+        count = state["examples"]
+        pairs = [("target", "square"), ("absolute_error", "squared_error")]
+        bounds = [
+            (f"{first} does not go with {second}", state[first].abs(), (count * state[second]).sqrt())
+            for first, second in pairs
+        ]
+        return [
+            ("examples are not the weight", count, state["weight"]),
+            *((name, first, torch.minimum(first, bound)) for name, first, bound in bounds),
+        ]
 
     def score(self, state: State) -> dict[str, float]:
         """R2 is left out if a target does not vary."""

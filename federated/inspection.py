@@ -48,6 +48,13 @@ def fault(reply: Reply, expected: Expected) -> str | None:
     return None
 
 
+def count_fault(count: object) -> str | None:
+    """What is wrong with a number of examples, in a few words."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= LARGEST_WEIGHT:
+        return f"says that it has {short(count)} examples"
+    return None
+
+
 def names_fault(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """The first name that is missing or too much; the order of names does not matter."""
     for name in wanted:

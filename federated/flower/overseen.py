@@ -20,7 +20,7 @@ from core.train import due
 from federated.barren import Barren
 from federated.exchange import Order
 from federated.federation import Federation
-from federated.flower.judged_record import read_judged
+from federated.flower.judged_record import Judgeable, judged_record, read_judged
 from federated.flower.messages import (
     ARRAYS,
     CONFIG,
@@ -35,7 +35,7 @@ from federated.flower.messages import (
 from federated.flower.remote import as_judged, ask
 from federated.inspection import Expected, shapes
 from federated.intake import Told
-from federated.judging import central_metrics, metrics_for, tell
+from federated.judging import central_metrics, tell
 from federated.server import Watch
 from federated.site import Judged
 from federated.telling import tell_round
@@ -157,11 +157,12 @@ class Overseen(Grid):
     def _judged(self, round: int, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """A client that holds nothing out has nothing to say."""
         judged, good = Judged(), list[Message]()
-        metrics = metrics_for(self.federation)
+        wanted = Judgeable.of(self.federation)
         for client, message in self._asked(messages, timeout).items():
-            found = message if isinstance(message, Fault) else read_judged(message, client, metrics)
+            found = message if isinstance(message, Fault) else read_judged(message, client, wanted)
             judged.merge(as_judged(found, client))
             if isinstance(message, Message) and isinstance(found, Judged) and found.verdicts:
+                message.content[METRICS] = judged_record(found)[METRICS]  # a strategy averages what was read, no more
                 good.append(message)
         self.evaluation |= tell(self.federation, judged, round, self.watch.report)
         _leave_common(good)

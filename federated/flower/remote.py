@@ -17,18 +17,16 @@ from core.errors import WorkerError
 from federated.engine import Chunks
 from federated.exchange import Order
 from federated.federation import Federation
-from federated.flower.judged_record import read_judged
+from federated.flower.judged_record import Judgeable, read_judged
 from federated.flower.messages import METRICS, Fault, order_record, read_reply, reason, said_of_work
 from federated.inspection import LARGEST_WEIGHT, Expected, Ledger
 from federated.intake import Intake, Partial, Sent, Told
-from federated.judging import metrics_for
 from federated.site import Judged
 from federated.transforms.chain import sent as sent_shapes
 
 CLIENT, SIZES = "client", ("examples", "held-out")  # what a node says of itself
 ASK_S = 0.2  # between two looks for replies
 NOT_TAKEN = Fault("the SuperLink did not take its message: its node is not registered any more, or it is too large")
-UNCLEAR = "no good answer to the evaluation"
 
 
 class GridEngine:
@@ -54,12 +52,12 @@ class GridEngine:
 
     def judge(self, order: Order, chunks: Chunks) -> Iterator[tuple[int, Judged]]:
         answers = self._ask(order, chunks, MessageType.EVALUATE)
-        metrics = metrics_for(self.federation)
+        wanted = Judgeable.of(self.federation)
         for number, chunk in chunks.items():
             judged = Judged()
             for work in chunk:
                 answer = answers[work.client]
-                found = answer if isinstance(answer, Fault) else read_judged(answer, work.client, metrics)
+                found = answer if isinstance(answer, Fault) else read_judged(answer, work.client, wanted)
                 judged.merge(as_judged(found, work.client))
             yield number, judged
 
@@ -81,11 +79,9 @@ class GridEngine:
         return Sent(told, answer.reply)
 
 
-def as_judged(found: Judged | Fault | None, client: int) -> Judged:
-    """What a client's answer to an evaluation comes to; None is one that cannot be read."""
-    if isinstance(found, Judged):
-        return found
-    return Judged(failed=[Told(client, fault=found.text if found else UNCLEAR)])
+def as_judged(found: Judged | Fault, client: int) -> Judged:
+    """What a client's answer to an evaluation comes to."""
+    return found if isinstance(found, Judged) else Judged(failed=[Told(client, fault=found.text)])
 
 
 def ask(grid: Grid, messages: Sequence[Message], timeout_s: float) -> list[Message | Fault]:

@@ -4,6 +4,7 @@ Replies come in any order and Flower joins trees as they come, so they are sorte
 is inspected before it counts: a client that fails, or sends what is no model, is left out of the round and named.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic
 from core.data import Spec
 from core.errors import ResourceError, WorkerError
 from core.metrics import Metrics, State
+from federated.inspection import LARGEST_WEIGHT, count_fault
 from federated.trees.booster import empty, settled
 from federated.trees.client_app import ARRAYS, CONFIG, MALFORMED, METRICS, model_of, record_of
 from federated.trees.config import Plan, TreesConfig
@@ -96,8 +98,7 @@ def _ready(grid: Grid, plan: Plan) -> tuple[Plan, list[int]]:
     for reply in replies:
         if reply.has_error():
             raise WorkerError(f"trees: node {reply.metadata.src_node_id} is not ready: {reply.error.reason}")
-        numbers: Any = reply.content[METRICS]
-        answers[reply.metadata.src_node_id] = numbers["client"], numbers["weight"], numbers["sum"]
+        answers[reply.metadata.src_node_id] = _answer(reply)
     if silent := set(nodes) - set(answers):
         raise WorkerError(f"trees: node {min(silent)} did not answer; start it again, or leave it out")
     nodes.sort(key=lambda node: answers[node])
@@ -106,6 +107,18 @@ def _ready(grid: Grid, plan: Plan) -> tuple[Plan, list[int]]:
         weight = sum(answers[node][1] for node in nodes)
         plan = replace(plan, start=sum(answers[node][2] for node in nodes) / weight)
     return plan, nodes
+
+
+def _answer(reply: Message) -> tuple[int, float, float]:
+    """What a node says of itself: its client's number, the weight of its rows, the sum of their targets."""
+    try:
+        numbers: Any = reply.content[METRICS]
+        client, weight, total = int(numbers["client"]), float(numbers["weight"]), float(numbers["sum"])
+        if client >= 0 and 0 < weight <= LARGEST_WEIGHT and math.isfinite(total):
+            return client, weight, total
+    except MALFORMED:
+        pass
+    raise WorkerError(f"trees: node {reply.metadata.src_node_id} does not say how many rows it has; leave it out")
 
 
 class Desk:
@@ -123,8 +136,8 @@ class Desk:
         for reply in self._in_order(turn, replies):
             try:
                 model, numbers = model_of(reply.content), dict[str, Any](reply.content[METRICS])
-                content = RecordDict({ARRAYS: record_of(model), METRICS: MetricRecord({WEIGHT: int(numbers[WEIGHT])})})
-                text = fault(model, self.blank, trees, parallel)
+                content = RecordDict({ARRAYS: record_of(model), METRICS: MetricRecord({WEIGHT: numbers[WEIGHT]})})
+                text = count_fault(numbers[WEIGHT]) or fault(model, self.blank, trees, parallel)
             except MALFORMED:
                 text = "holds no model"
             if text:
@@ -140,9 +153,14 @@ class Desk:
         total = zero
         for reply in self._in_order(turn, replies):
             try:
-                total = Metrics.merge(total, _state_of(reply.content, zero))
+                state = _state_of(reply.content, zero)
+                text = self.metrics.fault(state) or _weight_fault(state)
             except MALFORMED:
-                self._blame("quarantined", Fault(turn, reply.metadata.src_node_id, "holds no metrics"))
+                text = "holds no metrics"
+            if text:
+                self._blame("quarantined", Fault(turn, reply.metadata.src_node_id, text))
+            else:
+                total = Metrics.merge(total, state)
         metrics = self.metrics.compute(total)
         self.rounds.append(metrics)
         if metrics:
@@ -229,9 +247,11 @@ def _examples(contents: list[RecordDict], weighted_by: str) -> MetricRecord:
 
 
 def _state_of(content: RecordDict, like: State) -> State:
-    """A metric state of finite numbers. One of `MALFORMED` if it is none."""
+    """A metric state. One of `MALFORMED` if it is none."""
     record: Any = content[METRICS]
-    state = {name: torch.tensor(record[name], dtype=torch.float64).view(zero.shape) for name, zero in like.items()}
-    if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise ValueError("a metric state is finite")
-    return state
+    return {name: torch.tensor(record[name], dtype=torch.float64).view(zero.shape) for name, zero in like.items()}
+
+
+def _weight_fault(state: State) -> str | None:
+    weight = float(state["weight"])
+    return f"weight {weight:g} is above {LARGEST_WEIGHT:g}" if weight > LARGEST_WEIGHT else None

@@ -262,6 +262,11 @@ def too_large(reply: Message) -> Message:
     return reply
 
 
+def says(reply: Message, examples: int) -> Message:
+    reply.content["metrics"]["num-examples"] = examples
+    return reply
+
+
 def without(reply: Message, name: str) -> Message:
     del reply.content[name]
     return reply
@@ -292,6 +297,8 @@ SPOILED: dict[str, tuple[Callable[[Message], Message], str]] = {
     "NaN": (lambda reply: changed(reply, put("split_conditions", -1, float("nan"))), "holds a broken tree, number 0"),
     "cycle": (lambda reply: changed(reply, put("left_children", 0, 0)), "holds a broken tree, number 0"),
     "input": (lambda reply: changed(reply, put("split_indices", 0, 99)), "holds a broken tree, number 0"),
+    "rows": (lambda reply: says(reply, 2**63), "says that it has 9223372036854775808 examples"),
+    "rows below 0": (lambda reply: says(reply, -1), "says that it has -1 examples"),
     "text": (lambda reply: changed(reply, put("sum_hessian", 0, "x")), "is not a model that the library reads"),
 }
 
@@ -321,15 +328,35 @@ def test_a_turn_that_fails_leaves_the_model_to_the_next() -> None:
     assert len(trees_of(forest.model)) == 3
 
 
-def test_metrics_that_are_none_are_left_out() -> None:
+def no_metrics(reply: Message) -> None:
+    reply.content["metrics"] = MetricRecord({"loss": 0.0, "confusion": [1.0]})
+
+
+def below_0(reply: Message) -> None:
+    record = reply.content["metrics"]
+    record["confusion"] = [record["confusion"][0] - 500, record["confusion"][1] + 500, *record["confusion"][2:]]
+
+
+@pytest.mark.parametrize("spoil, text", [(no_metrics, "holds no metrics"), (below_0, "confusion is below 0: -4")])
+def test_metrics_that_are_none_are_left_out(spoil: Callable[[Message], None], text: str) -> None:
     def second(message: Message, reply: Message) -> Message:
         if message.metadata.message_type == "evaluate" and message.metadata.dst_node_id == 3:
-            reply.content["metrics"] = MetricRecord({"loss": 0.0, "confusion": [1.0]})
+            spoil(reply)
         return reply
 
     forest = on_plain_grid(TreesConfig(rounds=1), cancer(5), second)
-    assert [f.text for f in forest.faults] == ["holds no metrics"]
+    assert len(forest.faults) == 1 and forest.faults[0].text.startswith(text)
     assert forest.rounds[0]["roc_auc"] > 0.9
+
+
+def test_a_client_that_does_not_say_how_many_rows_it_has_stops_the_run_before_it_begins() -> None:
+    def second(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "query" and message.metadata.dst_node_id == 3:
+            reply.content["metrics"]["weight"] = float("nan")
+        return reply
+
+    with pytest.raises(WorkerError, match="node 3 does not say how many rows it has"):
+        on_plain_grid(TreesConfig(rounds=1), cancer(5), second)
 
 
 def test_a_run_in_which_nobody_trains_ends_with_the_first_reason() -> None:
