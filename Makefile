@@ -7,11 +7,12 @@ PY := .venv/bin/python
 PACKAGES = $(wildcard core cluster federated hanse)
 TESTS ?=
 JOBS ?= 3
+SWEEP ?= 20
 SIDE_BY_SIDE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # set in many containers: then each process that a test starts compiles everything anew
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test sweep check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +32,10 @@ ifeq ($(TESTS),)
 else
 	@$(PY) -m pytest -q $(TESTS)
 endif
+
+sweep: setup ## tests that try drawn cases, with SWEEP times as many (TESTS=tests/fuzz, SWEEP=20)
+	@echo "sweep: $(or $(TESTS),tests/fuzz), $(SWEEP) times as many cases"
+	@HANSE_SWEEP=$(SWEEP) $(PY) -m pytest -q --timeout 0 $(or $(TESTS),tests/fuzz)
 
 check: setup ## formatting, lint, types, architecture: what must hold before a commit
 	@echo "check: ruff format, ruff check, mypy --strict, tests/architecture"

@@ -12,35 +12,27 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 import yaml
 
-from core.errors import ConfigError
+from core.errors import ConfigError, blamed
+from core.plain import DEEPEST, LONGEST, MOST_VALUES, cut, plain, show
 
 T = TypeVar("T")
 Mapped = dict[str, Any]
+
+MOST_BYTES = 1 << 20  # of a config file
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`1e-3` is a float, `no` a string, `010` ten) and no duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        for key_node, _ in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in seen:
-                raise ConfigError(
-                    f"{node.start_mark.name}:{line}: key '{key}' appears twice (first in line {seen[key]}); keep one"
-                )
-            seen[key] = line
-        return super().construct_mapping(node, deep)
+    """YAML 1.2 scalars: `1e-3` is a float, `no` a string, `010` ten."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -56,8 +48,6 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-# PyYAML's own constructor reads "010" as octal and "1:30" as base 60; YAML 1.2 has neither
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def _parse_yaml(text: str, name: str, comments: bool = True) -> Any:
@@ -70,29 +60,87 @@ def _parse_yaml(text: str, name: str, comments: bool = True) -> Any:
     loader.name = name
     try:
         node = loader.get_single_node()
-        is_plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
-        if is_plain and not comments and re.search(r"(?:^|\s)#", text):
-            return text.strip()
-        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply") from None
     finally:
         loader.dispose()
+    is_plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
+    if is_plain and not comments and re.search(r"(?:^|\s)#", text):
+        return text.strip()
+    return None if node is None else _Nodes(name).value(node)
+
+
+class _Nodes:
+    """Makes plain values of YAML nodes: PyYAML's own constructors read "010" as octal and "1:30" as base 60, take a
+    mapping's key twice, and make objects of tags."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._count = name, 0
+
+    def value(self, node: yaml.Node, depth: int = 0) -> Any:
+        """ConfigError for what is no plain value, nests in itself, or grows past all bounds by its aliases."""
+        where = f"{self._name}:{node.start_mark.line + 1}"
+        self._count += 1
+        if depth > DEEPEST or self._count > MOST_VALUES:
+            limit = f"more than {DEEPEST} levels" if depth > DEEPEST else f"more than {MOST_VALUES:,} values"
+            raise ConfigError(f"{where}: nests too deeply or repeats its aliases too often: {limit}")
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.MappingNode) and tag == "map":
+            return self._mapping(node, depth)
+        if isinstance(node, yaml.SequenceNode) and tag == "seq":
+            return [self.value(item, depth + 1) for item in node.value]
+        try:
+            return _SCALARS[tag](node.value)
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(
+                f"{where}: cannot be read as !!{tag}; a config holds texts, numbers, true, false, null, lists and "
+                "mappings, without tags"
+            ) from None
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> Mapped:
+        found: Mapped = {}
+        lines: dict[str, int] = {}
+        for key_node, item in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{self._name}:{line}: a key is a word, not a list or a mapping")
+            key = str(key_node.value)
+            if key in found:
+                raise ConfigError(
+                    f"{self._name}:{line}: key '{key}' appears twice (first in line {lines[key]}); keep one"
+                )
+            found[key], lines[key] = self.value(item, depth + 1), line
+        return found
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda text: None,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": int,
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+}
 
 
 def read(path: str | Path) -> Mapped:
     """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML, or not a mapping."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        with blamed(ConfigError, str(path)), Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+            text = content.decode("utf-8")
+    except ConfigError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         folder = Path(path).parent
         near = difflib.get_close_matches(Path(path).name, [p.name for p in folder.glob("*.yaml")], n=1)
         hint = f"; did you mean {folder / near[0]}?" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"{path}: is larger than {MOST_BYTES >> 20} MB; a config is a few lines")
     return read_text(text, str(path))
 
 
@@ -124,7 +172,7 @@ def read_overrides(words: Iterable[str]) -> Mapped:
 
 def apply(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapped:
     """A new mapping with dotted overrides applied. Changing a `kind` resets the other keys of its section."""
-    result: Mapped = json.loads(json.dumps(mapping))
+    result: Mapped = plain(mapping)
     kinds_first = sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind"))
     for dotted, value in kinds_first:
         *parents, last = dotted.split(".")
@@ -134,11 +182,13 @@ def apply(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapped:
             if below is None:
                 below = section[name] = {}
             elif not isinstance(below, dict):
-                raise ConfigError(f"{dotted}: '{'.'.join(parents[: i + 1])}' is a value ({below!r}), it has no keys")
+                raise ConfigError(
+                    f"{dotted}: '{'.'.join(parents[: i + 1])}' is a value ({show(below)}), it has no keys"
+                )
             section = below
         if last == "kind" and section.get("kind") != value:
             section.clear()
-        section[last] = value
+        section[last] = plain(value, dotted)
     return result
 
 
@@ -152,7 +202,7 @@ def override(config: T, overrides: Mapping[str, Any]) -> T:
 
 def parse(cls: type[T], value: Any, path: str = "") -> T:
     """A dataclass from a plain mapping. Raises ConfigError with the dotted key at the first thing that does not fit."""
-    return typing.cast(T, _parse_dataclass(cls, value, path))
+    return typing.cast(T, _parse_dataclass(cls, plain(value, path), path))
 
 
 def parse_run(cls: type[T], mapping: Mapping[str, Any]) -> T:
@@ -171,7 +221,7 @@ def _parse_dataclass(cls: Any, value: Any, path: str) -> Any:
     if isinstance(value, cls):
         return value
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{path or 'config'}: expected keys of {cls.__name__}, got {value!r}")
+        raise ConfigError(f"{path or 'config'}: expected keys of {cls.__name__}, got {show(value)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in value:
         if key not in fields:
@@ -188,14 +238,14 @@ def _parse_dataclass(cls: Any, value: Any, path: str) -> Any:
     except ConfigError:
         raise
     except ValueError as error:  # range checks of __post_init__: their text starts with the field's name
-        raise ConfigError(_join(path, str(error)).replace(" ", ": ", 1)) from None
+        raise ConfigError(cut(_join(path, str(error)).replace(" ", ": ", 1), 4 * LONGEST)) from None
 
 
 def _parse_value(hint: Any, value: Any, path: str, default: Any) -> Any:
     each = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     if each is not None and _dataclasses_of(each):
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{path}: expected a list of sections with a kind, got {value!r}")
+            raise ConfigError(f"{path}: expected a list of sections with a kind, got {show(value)}")
         return tuple(_parse_value(each, one, f"{path}.{i}", None) for i, one in enumerate(value))
     members = _dataclasses_of(hint)
     if not members:
@@ -208,13 +258,13 @@ def _parse_value(hint: Any, value: Any, path: str, default: Any) -> Any:
         return _parse_leaf(hint, value, path)
     kinds = {_kind(member): member for member in members}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{path}: expected a section with a kind ({', '.join(kinds)}), got {value!r}")
+        raise ConfigError(f"{path}: expected a section with a kind ({', '.join(kinds)}), got {show(value)}")
     kind = value.get("kind", getattr(default, "kind", None))
     if kind is None:
         raise ConfigError(f"{path}.kind: required key is missing; one of {', '.join(kinds)}")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(
-            f"{path}.kind: unknown kind {kind!r}{_did_you_mean(str(kind), kinds)}; one of {', '.join(kinds)}"
+            f"{path}.kind: unknown kind {show(kind)}{_did_you_mean(str(kind), kinds)}; one of {', '.join(kinds)}"
         )
     return _parse_dataclass(kinds[kind], value, path)
 
@@ -229,9 +279,7 @@ def _parse_leaf(hint: Any, value: Any, path: str) -> Any:
         said = " or ".join(
             dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in problems if p["loc"] == first["loc"])
         )
-        raise ConfigError(f"{path}: should be {said}, got {value!r}") from None
-    except TypeError:
-        raise ConfigError(f"{path}: {value!r} is not a plain value") from None
+        raise ConfigError(f"{path}: should be {said}, got {show(value)}") from None
 
 
 @functools.cache

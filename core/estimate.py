@@ -4,9 +4,11 @@ FLOPs are those of matrix products and convolutions, 2 per multiply-add. The bac
 (one for the inputs' gradients, one for the weights'), the usual rule for MFU (arXiv 2204.02311, appendix B).
 """
 
+import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.errors import ResourceError
 from core.task import Batch
+
+MOST_BYTES = 1 << 50  # of weights: a thousand machines do not have it, and torch counts bytes in 63 bits
+# How Linux says what a container may use: its second and its first version of control groups.
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 if TYPE_CHECKING:  # only names: an estimate needs neither the data room nor the zoo
     from core.data.spec import Spec
@@ -43,8 +50,35 @@ class Estimate:
 
 def step_flops(recipe: "Recipe", spec: "Spec") -> float:
     """FLOPs of one optimizer step over the whole global batch: 3 forward passes."""
-    forward = _forward_flops(recipe.build(spec), example_batch(spec, 2))  # BatchNorm refuses 1 row
+    forward = _forward_flops(recipe.outline(spec), example_batch(spec, 2))  # BatchNorm refuses 1 row
     return 3.0 * forward * recipe.train.batch_size / 2
+
+
+def require_memory(recipe: "Recipe", spec: "Spec") -> None:
+    """Raises ResourceError, before anything is allocated, if the weights alone do not fit into the machine's memory."""
+    network = recipe.outline(spec).network
+    needed, there = _weights_bytes(network), machine_bytes()
+    if needed > there:
+        name, largest = max(network.named_parameters(), key=lambda item: item[1].numel())
+        raise ResourceError(
+            f"model: its {sum(p.numel() for p in network.parameters()):,} parameters take {needed / 1e9:,.1f} GB, and "
+            f"this machine has {there / 1e9:,.1f} GB of memory; make the model smaller (the largest tensor, {name}, is "
+            f"{list(largest.shape)})"
+        )
+
+
+def machine_bytes() -> int:
+    """The memory of this machine, or the part of it that this process may use."""
+    import psutil
+
+    bounds = [int(psutil.virtual_memory().total)]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        bounds.append(address_space)
+    for file in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # not in a container, or "max": without a limit
+            bounds.append(int(Path(file).read_text(encoding="ascii")))
+    return min(bounds)
 
 
 def estimate(
@@ -55,6 +89,8 @@ def estimate(
     Under bf16 and fp16 the activations count 2 bytes each: autocast keeps a few of them, such as losses, in fp32.
     """
     parameters = list(task.parameters())
+    if (weights := _weights_bytes(task)) > MOST_BYTES:
+        raise ResourceError(f"model: its weights take {weights:.3g} bytes, and no machine has that; make it smaller")
     with FakeTensorMode(allow_non_fake_inputs=True):
         activations = _activations_bytes(task, batch, _kept_as(precision), torch.device("cpu"))
     return Estimate(

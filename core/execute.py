@@ -5,15 +5,16 @@ A local run and each Ray worker call `execute`; only rank 0 writes. Everything a
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.data import Data, load
-from core.errors import DataError, ResourceError
+from core.errors import DataError, out_of_memory
+from core.estimate import require_memory
 from core.learner import gather, put_weights, share
 from core.recipe import Recipe, TrainRun
 from core.runtime import LOCAL, Record, Runtime
@@ -35,6 +36,7 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
     require_same_data(directory, data, recipe.data.path, runtime)
     if runtime.rank == 0:
         note_data(directory, data, recipe.data.path, runtime.report)
+    require_memory(recipe, data.spec)
     with out_of_memory(), _checkpointer(run, directory, runtime) as checkpoints:
         begins = not runtime.any(checkpoints is not None and any(directory.checkpoints.glob("step-*")))
         weights = artifact.read_weights(run.init) if run.init and begins else None
@@ -81,20 +83,6 @@ def note_data(directory: RunDirectory, data: Data, path: str, report: Callable[[
     report({"event": "data", "message": data.summary})
     for note in data.notes:
         report({"event": "note", "message": note})
-
-
-@contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Turns torch's words for it into a ResourceError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
-            raise
-        said = str(error).strip().splitlines()[0]
-        raise ResourceError(
-            f"memory: {said}; lower train.batch_size, raise train.accumulate, or use workers"
-        ) from error
 
 
 def score(recipe: Recipe, data: Data, result: Result, runtime: Runtime) -> Summary:

@@ -8,7 +8,7 @@ import torch
 
 from core.data import DataConfig, Spec, Text
 from core.ensemble.repeat import Repeat
-from core.errors import ConfigError
+from core.errors import ConfigError, out_of_memory
 from core.metrics import NAMES
 from core.models import ModelConfig
 from core.models.layers import Dropout
@@ -16,6 +16,7 @@ from core.objectives import Classification, Language, ObjectiveConfig
 from core.optim import AdamW, Constant, OptimizerConfig, ScheduleConfig
 from core.privacy import ExamplePrivacy
 from core.randomness import seed_of
+from core.storage.path import user_path
 from core.task import Task
 
 
@@ -109,11 +110,17 @@ class Recipe:
         """A fresh Task on the CPU; its weights depend on `seed`, model and spec alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, "weights"))  # torch's own also seeds GPUs: 0.7 ms
-            task = Task(self.model.build(spec), self.goal)
+            with out_of_memory("model", "make the model smaller"):
+                task = Task(self.model.build(spec), self.goal)
         dropouts = [module for module in task.modules() if isinstance(module, Dropout)]
         for salt, module in enumerate(dropouts):
             module.salt = salt
         return task
+
+    def outline(self, spec: Spec) -> Task:
+        """The same Task without numbers: its tensors are on the meta device, and take no memory."""
+        with torch.device("meta"):
+            return self.build(spec)
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,6 @@ class TrainRun:
         """The same with paths that mean the same in every process."""
         data, init = self.recipe.data, self.init
         if not data.path.startswith("bundled:"):
-            data = replace(data, path=str(Path(data.path).expanduser().resolve()))
+            data = replace(data, path=str(user_path(data.path, "data.path").resolve()))
         init = str(Path(init).resolve()) if init else None
         return replace(self, recipe=replace(self.recipe, data=data), init=init)

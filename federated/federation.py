@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.data import Data, load
 from core.errors import ConfigError
+from core.estimate import require_memory
 from core.learner import prepare
 from core.population.cohort import executor_for, require_stackable
 from core.population.frame import Frame
@@ -47,6 +48,7 @@ class Federation:
         """Loads the recipe's data and deals its training split out. Raises ConfigError, DataError."""
         support.check(run)
         partition, data = deal(run)
+        require_memory(run.recipe, data.spec)
         clients = PartitionedClients(data, partition, run.evaluate.held_out, run.recipe.seed)
         return cls(run, clients, data, weights, partition)
 

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from core.execute import Summary, digest, note_data, out_of_memory, require_same_data
+from core.errors import out_of_memory
+from core.execute import Summary, digest, note_data, require_same_data
 from core.storage import artifact
 from core.storage.checkpoint import Checkpointer
 from core.storage.store import RunDirectory

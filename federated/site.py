@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from core.data import Data, Shard
+from core.errors import is_memory
 from core.metrics import Metrics, State
 from core.pool import Shared
 from core.population.cohort import Cohort, Executor, Job, Trained
 from core.population.frame import Frame
-from core.population.memory import is_memory
 from core.randomness import seed_of
 from core.runtime import Runtime, choose_device
 from core.task import Task

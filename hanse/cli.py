@@ -5,7 +5,6 @@ Every verb imports its room only when it is called, so that help and the list of
 
 import atexit
 import difflib
-import errno
 import gc
 import sys
 import traceback
@@ -14,23 +13,13 @@ from typing import Annotated, Any
 import click
 import typer
 
-from core.errors import HanseError, ResourceError
+from core.errors import MACHINE, HanseError, ResourceError
 from core.printable import printable
 from hanse.console import Console
 from hanse.interrupt import INTERRUPTED
 
 DEFECT, USAGE = 1, 2
 atexit.register(gc.freeze)  # what is there at the end goes with the process: to collect it took a quarter of a second
-# What the system says when the machine cannot, and what a user can do about it.
-MACHINE = {
-    errno.ENOSPC: "free some space, or set HANSE_RUNS to another disk",
-    errno.EDQUOT: "free some space, or set HANSE_RUNS to another disk",
-    errno.EFBIG: "a limit on file sizes is set for this process or file system; see `ulimit -f`",
-    errno.EROFS: "set HANSE_RUNS or run_dir to a place that can be written",
-    errno.EACCES: "set HANSE_RUNS or run_dir to a place that you may write",
-    errno.ENOMEM: "use a smaller train.batch_size, or a larger train.accumulate",
-    errno.EMFILE: "raise the limit on open files; see `ulimit -n`",
-}
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]

@@ -12,6 +12,7 @@ from core.config import dump_run, to_yaml
 from core.errors import ConfigError, WorkerError
 from core.execute import Summary
 from core.runtime import Record
+from core.storage.path import user_path
 from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory
 from federated.federation import Federation
@@ -82,9 +83,9 @@ def absolute(run: FederateRun) -> FederateRun:
     """The same with paths that mean the same in every process."""
     data, devices, init = run.recipe.data, run.devices, run.init
     if not data.path.startswith("bundled:"):
-        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
+        data = dataclasses.replace(data, path=str(user_path(data.path, "data.path").resolve()))
     if devices and devices.trace:
-        devices = dataclasses.replace(devices, trace=str(Path(devices.trace).expanduser().resolve()))
+        devices = dataclasses.replace(devices, trace=str(user_path(devices.trace, "devices.trace").resolve()))
     init = str(Path(init).resolve()) if init else None
     return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data), devices=devices, init=init)
 

@@ -14,6 +14,7 @@ from core.execute import Summary, note_data
 from core.metrics import Metrics
 from core.pool import LocalPool, WorkerPool
 from core.runtime import Record
+from core.storage.path import user_path
 from core.storage.store import RunDirectory, runs_root
 from federated.partition.picture import svg_picture
 from federated.run import FederateRun
@@ -71,7 +72,7 @@ def _new_directory(run: TreesRun) -> RunDirectory:
     origin = {**origin_of(VERB, run.seed), "workers": run.workers if run.engine == "pool" else 0}
     if run.run_dir is None:
         return RunDirectory.create(runs_root(), run.name, **origin)
-    return RunDirectory.create(Path(run.run_dir).expanduser(), **origin)
+    return RunDirectory.create(user_path(run.run_dir, "run_dir"), **origin)
 
 
 def _grown(run: TreesRun, clients: Sequence[Data], data: Data, log: "Log") -> Summary:

@@ -1,15 +1,15 @@
 """The model that a word on the command line means: a run's name, a run directory or a model directory."""
 
-import os
 from pathlib import Path
 
 from core.errors import DataError
+from core.storage.path import user_path
 from core.storage.store import Run, find_run, is_run, read_run, runs_root
 
 
 def find_model(reference: str | Path) -> Path:
     """The model directory that a run's name, a run directory or a model directory means. Raises DataError."""
-    path = Path(os.path.expanduser(reference))
+    path = user_path(reference, "model")
     if (path / "config.json").is_file():
         return path
     if path.is_dir() and not is_run(path):

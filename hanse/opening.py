@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from core.config import dump_run, parse_run, read
 from core.errors import ConfigError
+from core.storage.path import user_path
 from core.storage.store import RunDirectory, find_run, is_run, runs_root
 
 R = TypeVar("R")  # a run: it has recipe, run_dir, resume, init, workers
@@ -28,7 +29,7 @@ def open_run(run: R, verb: str, free: Collection[str], where: Collection[str], m
     origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": workers}
     if own.run_dir is None:
         return RunDirectory.create(runs_root(), own.recipe.name, **origin), run
-    path = Path(os.path.expanduser(own.run_dir))
+    path = user_path(own.run_dir, "run_dir")
     if own.resume and is_run(path):
         return _reopen(path, run, (free, where, may_grow))
     return RunDirectory.create(path, **origin), run
@@ -55,8 +56,8 @@ def saved_init(run: Any) -> str | None:
     path = None
     if isinstance(run.resume, str):
         path = find_run(runs_root(), run.resume).path
-    elif run.resume and run.run_dir is not None and is_run(Path(os.path.expanduser(run.run_dir))):
-        path = Path(os.path.expanduser(run.run_dir))
+    elif run.resume and run.run_dir is not None and is_run(user_path(run.run_dir, "run_dir")):
+        path = user_path(run.run_dir, "run_dir")
     if path is None or not (path / "config.yaml").is_file():
         return None
     saved: Any = parse_run(type(run), read(path / "config.yaml"))

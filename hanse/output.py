@@ -14,6 +14,7 @@ from typing import Any
 
 from core.errors import ConfigError, ResourceError
 from core.storage.atomic import replace_text
+from core.storage.path import user_path
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def output(out: object, endings: Sequence[str], force: bool, reads: Iterable[obj
     """
     if out is None:
         return None
-    path = Path(os.path.expanduser(str(out)))
+    path = user_path(str(out), "out")
     if path.suffix.lower() not in endings:
         several = f"{', '.join(endings[:-1])} or {endings[-1]}" if len(endings) > 1 else endings[0]
         raise ConfigError(f"out: should end in {several}, got {str(out)!r}")
@@ -55,7 +56,7 @@ def output(out: object, endings: Sequence[str], force: bool, reads: Iterable[obj
             f"out: {path} cannot be written: {path.parent} is no directory, or the file is one; make it first"
         )
     for read in reads:
-        if _is_same(path, Path(os.path.expanduser(str(read)))):
+        if _is_same(path, user_path(str(read), "data.path")):
             raise ConfigError(f"out: {path} is a file that this command reads; name another file")
     _refuse_existing(path, force)
     return Output(path, force)

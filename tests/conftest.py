@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in filter(None, os.environ.get("HANSE_TEST_WITHOUT", "").split(",")):
     sys.modules[_name] = None  # type: ignore[assignment]
 
-ROOMS = ("core", "architecture", "deploy", "cluster", "federated", "smoke", "parity", "faults", "hanse")
+ROOMS = ("core", "architecture", "deploy", "cluster", "federated", "smoke", "parity", "faults", "fuzz", "hanse")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ from core.data.spec import Spec
 from core.data.table import load_table, open_table
 from core.data.text import load_text, open_text
 from core.data.tokenizer import Tokenizer
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError, DataError, out_of_memory
 
 __all__ = [
     "BPE",
@@ -38,6 +38,8 @@ __all__ = [
     "open_with",
 ]
 
+ADVICE = "lower data.size, data.context or data.limit_bytes, or give it fewer examples"
+
 
 def load(
     config: DataConfig, target: Literal["class", "real", "token"], seed: int = 0, trained: Trained | None = None
@@ -49,11 +51,12 @@ def load(
     """
     if (target == "token") != isinstance(config, Text):
         raise ConfigError(f"objective.kind: {target} targets do not go with data.kind: {config.kind}")
-    if isinstance(config, Text):
-        return load_text(config, seed, trained)
-    if isinstance(config, Table):
-        return load_table(config, target, seed, trained)
-    return load_image(config, target, seed, trained)
+    with out_of_memory("data", ADVICE):
+        if isinstance(config, Text):
+            return load_text(config, seed, trained)
+        if isinstance(config, Table):
+            return load_table(config, target, seed, trained)
+        return load_image(config, target, seed, trained)
 
 
 def open_with(preprocess: Preprocess, config: DataConfig) -> Data:
@@ -65,6 +68,7 @@ def open_with(preprocess: Preprocess, config: DataConfig) -> Data:
         raise DataError(
             f"data.kind: {config.kind} does not match this model, which was trained on {preprocess.spec.kind}"
         )
-    if isinstance(config, Text):
-        return open_text(preprocess, config)
-    return open_table(preprocess, config) if isinstance(config, Table) else open_image(preprocess, config)
+    with out_of_memory("data", ADVICE):
+        if isinstance(config, Text):
+            return open_text(preprocess, config)
+        return open_table(preprocess, config) if isinstance(config, Table) else open_image(preprocess, config)

@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Of a learned vocabulary; the largest in use have a quarter of it. The library takes memory for all of them at once.
+MOST_TOKENS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Split:
@@ -84,6 +87,8 @@ class BPE:
     def __post_init__(self) -> None:
         if self.vocab < 257:
             raise ValueError(f"vocab must be at least 257 (every byte, and the end of a document), got {self.vocab}")
+        if self.vocab > MOST_TOKENS:
+            raise ValueError(f"vocab must be at most {MOST_TOKENS:,}, got {self.vocab:,}")
 
 
 TokenizerConfig = Byte | BPE

@@ -15,8 +15,9 @@ from typing import Any
 from core.config import dump_run, override, parse_run
 from core.data import Data, load
 from core.ensemble.repeat import MemberSpec
-from core.errors import DataError, ResourceError
-from core.execute import Summary, digest, out_of_memory, require_same_data, score
+from core.errors import DataError, ResourceError, out_of_memory
+from core.estimate import require_memory
+from core.execute import Summary, digest, require_same_data, score
 from core.population import Member, Outcome, fit_all
 from core.population.choose import chosen
 from core.population.memory import free_memory
@@ -81,6 +82,8 @@ def train_members(
         return
     sources = _Sources(directory)
     data = {name: sources.of(recipe) for name, recipe in recipes.items()}
+    first = next(iter(recipes))
+    require_memory(recipes[first], data[first].spec)
     weights = artifact.read_weights(run.init) if run.init else None
     group = [Member(name, recipe, data[name].shard(), weights) for name, recipe in recipes.items()]
     by_name = {spec.name: spec for spec in specs}

@@ -9,11 +9,19 @@ from typing import get_args
 from core.data.spec import Spec
 from core.errors import ConfigError
 
+MOST_LAYERS = 1000  # the deepest networks that were published have about so many
+
 
 def at_least(name: str, value: float, low: float) -> None:
     """Refuses values below `low`, and NaN."""
     if not value >= low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def count(name: str, value: int, high: int = MOST_LAYERS) -> None:
+    """Refuses values outside [1, high]: each layer is a module, and its tensors."""
+    if not 1 <= value <= high:
+        raise ValueError(f"{name} must be between 1 and {high}, got {value}")
 
 
 def positive(name: str, value: float) -> None:
@@ -29,9 +37,11 @@ def fraction(name: str, value: float) -> None:
 
 
 def sizes(name: str, values: tuple[int, ...]) -> None:
-    """Refuses a list with an entry below 1."""
+    """Refuses a list with an entry below 1, and one of more layers than a network has."""
     if any(value < 1 for value in values):
         raise ValueError(f"{name} must hold numbers of at least 1, got {list(values)}")
+    if len(values) > MOST_LAYERS:
+        raise ValueError(f"{name} must hold at most {MOST_LAYERS} numbers, got {len(values)}")
 
 
 def one_of(name: str, value: str, choices: object) -> None:

@@ -49,8 +49,9 @@ class GPT:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads"):
+        for name in ("width", "heads"):
             checks.at_least(name, getattr(self, name), 1)
+        checks.count("layers", self.layers)
         for name, value in (("kv_heads", self.kv_heads), ("hidden", self.hidden)):
             if value is not None:
                 checks.at_least(name, value, 1)

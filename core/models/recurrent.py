@@ -38,7 +38,7 @@ class Recurrent:
 
     def __post_init__(self) -> None:
         checks.one_of("cell", self.cell, Cell)
-        checks.at_least("layers", self.layers, 1)
+        checks.count("layers", self.layers)
         checks.at_least("hidden", self.hidden, 1)
         if self.width is not None:
             checks.at_least("width", self.width, 1)

@@ -15,6 +15,8 @@ from core.models.layers import Dropout, Norm2d, norm_2d
 
 Stem = Literal["small", "large"]
 
+MOST_STAGES = 16  # each halves the image and doubles the channels
+
 
 @dataclass(frozen=True)
 class ResNet:
@@ -33,8 +35,9 @@ class ResNet:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "stages"):
-            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("width", self.width, 1)
+        checks.count("stages", self.stages, MOST_STAGES)
+        checks.count("depth", self.depth, checks.MOST_LAYERS // self.stages)
         checks.one_of("norm", self.norm, Norm2d)
         checks.one_of("stem", self.stem, Stem)
         checks.fraction("dropout", self.dropout)

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 
-from core.errors import ConfigError, WorkerError
+from core.errors import ConfigError, WorkerError, is_memory
 from core.learner import start
 from core.population.feed import Feed
 from core.population.lockstep import Lockstep
 from core.population.member import Finished, Member, Signature, ignore
-from core.population.memory import is_memory, members_at_once
+from core.population.memory import members_at_once
 from core.population.population import Population
 from core.runtime import LOCAL, Record, Runtime
 from core.train import train_step

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from core.errors import ConfigError
+from core.errors import ConfigError, is_memory
 from core.population.alone import fit_alone
 from core.population.choose import Backend, Chosen, choose
 from core.population.lockstep import Lockstep, fit_together
 from core.population.member import Finished, Member, Outcome, Signature, ignore
-from core.population.memory import is_memory
 from core.population.places import NOWHERE, TOGETHER, Places
 from core.population.population import Misfit
 from core.runtime import LOCAL, Runtime

@@ -20,11 +20,6 @@ def members_at_once(member: Member, device: torch.device, free_bytes: int | None
     return max(1, int(SHARE * free) // each), each
 
 
-def is_memory(error: Exception) -> bool:
-    """Whether it says that memory does not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken: of the device where it has its own memory, else of this machine."""
     if device.type == "cuda":

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from core.errors import ConfigError, DataError, HanseError, ResourceError
 from core.storage.atomic import TEMPORARY, remove_tree, replace_text, write_all
+from core.storage.path import user_path
 
 Record = dict[str, Any]
 
@@ -35,7 +36,7 @@ _FOLDERS = ("checkpoints", "model", "logs")
 
 def runs_root() -> Path:
     """Where run directories go: the environment's HANSE_RUNS, or `runs` in the current directory."""
-    return Path(os.path.expanduser(os.environ.get("HANSE_RUNS") or "runs"))
+    return user_path(os.environ.get("HANSE_RUNS") or "runs", "HANSE_RUNS")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def read_run(path: Path) -> Run:
 
 def is_run(path: Path) -> bool:
     """Whether a directory holds a run."""
-    return (Path(path) / "run.json").is_file()
+    return os.path.isfile(Path(path) / "run.json")  # False, too, for a name that no file can have
 
 
 def is_locked(path: Path) -> bool:
@@ -127,7 +128,7 @@ def find_run(root: Path, reference: str) -> Run:
     Raises DataError that names what is near if nothing or more than one run is meant.
     """
     root = Path(root)
-    for path in (root / reference, Path(os.path.expanduser(reference))):
+    for path in (root / reference, user_path(reference, "run")):
         if is_run(path):
             return read_run(path.parent / os.readlink(path) if path.is_symlink() else path)
     runs = list_runs(root)

@@ -10,7 +10,6 @@ a trace with three, client 7 is the second, counted from 1 in the order of their
 
 import csv
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import DataError
+from core.storage.path import user_path
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Trace:
 
 def read_trace(path: str) -> Trace:
     """Reads the file. Raises DataError with the number of the first line that is not as it should be."""
-    lines = _lines(Path(os.path.expanduser(path)))
+    lines = _lines(user_path(path, "devices.trace"))
     names = lines.pop(0)[1] if lines else []
     if set(names) - {*TIMES, *SPEEDS} or set(TIMES) - set(names) or len(set(names)) < len(names):
         raise DataError(

@@ -18,8 +18,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flowers
 from flwr.supercore.run import Run, RunNotRunningException
 
-from core.errors import ConfigError, HanseError, WorkerError
-from core.execute import Summary, out_of_memory
+from core.errors import ConfigError, HanseError, WorkerError, out_of_memory
+from core.execute import Summary
 from core.pool import Shared, WorkerPool
 from core.storage.store import RunDirectory
 from federated.client_app import client_app

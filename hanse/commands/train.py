@@ -86,7 +86,7 @@ def _costs(train: TrainRun, spec: "Spec", examples: int) -> "Estimate":
     recipe, numbers = train.recipe, train.recipe.train
     full = min(numbers.batch_size, examples)
     micro = ceil_div(ceil_div(full, max(_most(train), numbers.shards)), numbers.accumulate)
-    task = recipe.build(spec)
+    task = recipe.outline(spec)
     freeze(task, recipe.freeze)
     return estimate(task, example_batch(spec, micro), recipe.optimizer, full, numbers.precision)
 

@@ -142,7 +142,7 @@ def test_the_flops_of_a_recipe_are_those_of_its_task_at_its_batch_size() -> None
         optimizer: OptimizerConfig
         train: Any
 
-        def build(self, spec: Spec) -> nn.Module:
+        def outline(self, spec: Spec) -> nn.Module:
             return mlp()
 
     recipe: Any = Recipe(Adam(), SimpleNamespace(batch_size=10))

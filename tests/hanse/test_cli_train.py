@@ -219,8 +219,12 @@ def test_a_tilde_in_a_path_is_the_home_directory(
     assert main(["predict", "~/b", "data.path=~/rows.csv", "out=~/answers.csv"]) == 0
     assert (home / "answers.csv").is_file() and not list(here.iterdir())
     capsys.readouterr()
-    assert main(["predict", "~/b", "data.path=~nobody-has-this-name.csv"]) == 3
-    assert "no such file or folder" in capsys.readouterr().err
+    for words in (["predict", "~/b", "data.path=~nobody/x.csv"], ["train", file, "run_dir=~nobody/x"]):
+        assert main(words) == 2
+        assert f"{words[-1].replace('=', ': ', 1).split(': ')[0]}: '~nobody/x" in capsys.readouterr().err
+    assert not list(here.iterdir()), "no directory of that name is made"
+    (here / "~rows.csv").write_bytes((home / "rows.csv").read_bytes())
+    assert main(["predict", "~/b", "data.path=~rows.csv"]) == 0
 
 
 def test_the_device_of_a_run_on_workers_is_theirs_to_have(

@@ -2,19 +2,19 @@
 
 import difflib
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from core.errors import DataError
 from core.storage.atomic import fingerprint
+from core.storage.path import user_path
 
 BUNDLED = "bundled:"
 
 
 def find(path: str) -> Path:
     """The file or folder at `path`. Raises DataError with the nearest name if there is none."""
-    found = Path(os.path.expanduser(path))  # which leaves a ~ that is no user's as it is
+    found = user_path(path, "data.path")
     if found.exists():
         return found
     names = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
