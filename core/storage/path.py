@@ -24,7 +24,7 @@ def user_path(text: str | Path, key: str) -> Path:
     first = Path(text).parts[0] if names else ""
     if first.startswith("~") and len(first) > 1 and not os.path.lexists(os.path.expanduser(first)):
         raise ConfigError(
-            f"{key}: {str(text)!r}: no user '{first[1:]}' has a home directory on this machine; write the path in full, or "
-            f"./{text} for a folder of that name"
+            f"{key}: {str(text)!r}: no user '{first[1:]}' has a home directory here; write the path in full, "
+            f"or ./{text} for a folder of that name"
         )
     return path
