@@ -163,7 +163,8 @@ def read_overrides(words: Iterable[str]) -> Mapped:
             raise ConfigError(f"'{word}' is not an override; write key=value, for example train.steps=50")
         if key in overrides:
             raise ConfigError(f"{key} is given twice on the command line; keep one")
-        overrides[key] = _parse_yaml(value, f"override {key}", comments=False)
+        # a lone hyphen is standard input for most commands, and not YAML's list of nothing
+        overrides[key] = value if value == "-" else _parse_yaml(value, f"override {key}", comments=False)
     return overrides
 
 

@@ -70,7 +70,8 @@ def predict(
     samples: int = 0,
     seed: int = 0,
 ) -> list[Prediction]:
-    """One answer per row of a file: {"row", "class", "probability"} or {"row", "value"}.
+    """One answer per row of a file, or picture of a folder: {"row", "class", "probability"} or {"row", "value"}; of
+    pictures also {"file"}.
 
     An ensemble, or `samples` passes with dropout, add "entropy" and "mutual_information", or "std".
     """

@@ -135,7 +135,7 @@ def predict(model: Model, words: Words = None, force: Force = False, json: Json 
 
     \b
     MODEL is a run (its name, an unmistakable part of it, or `latest`) or a directory.
-    hanse predict latest data.path=FILE                        onto the screen
+    hanse predict latest data.path=FILE                        onto the screen; - is standard input
     hanse predict latest data.path=FILE out=answers.csv        into a csv or jsonl file
     """
     from hanse.commands import predict as command

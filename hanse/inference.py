@@ -75,8 +75,8 @@ def evaluate(
 def evaluate_each(models: Sequence[Model]) -> tuple[Evaluation, list[Prediction]]:
     """The evaluation on what was held out, and an answer for each of its rows; none for text.
 
-    {"row", "target", "class" or "value", ...}: rows are counted from 1 as they stand in the source; of folds they are
-    all of its rows, each with its `fold`.
+    {"row", "file" of pictures, "target", "class" or "value", ...}: rows are counted from 1 as they stand in the source;
+    of folds they are all of its rows, each with its `fold`.
     """
     if models[0].spec.target == "token":
         return _evaluation(panels_of(models), None, PLAIN), []
@@ -120,23 +120,24 @@ def predict(
     passes: MonteCarlo = PLAIN,
     tell: Callable[[str], None] = lambda note: None,
 ) -> list[Prediction]:
-    """One answer per row of the data that `data.path` names: class and its probability, or a value.
+    """One answer per row of the data that `data.path` names: class and its probability, or a value. No target is read.
 
-    Where several voices speak, also how sure they are: the entropy of their mean and the mutual information in nats, or
-    the standard deviation between them in the target's units. `tell` gets the notes of reading the data.
+    Each has its row, counted from 1 as it stands in the source, and what names it: of pictures the file. Where several
+    voices speak, also how sure they are: the entropy of their mean and the mutual information in nats, or the standard
+    deviation between them in the target's units. `tell` gets the notes of reading the data.
     """
     if models[0].spec.target == "token":
         raise ConfigError(f"{models[0].directory}: a language model predicts text; use `hanse generate`")
     if "data.path" not in overrides:
         raise ConfigError("data.path: name the file with the rows to predict, data.path=FILE")
-    panel, device = panel_on(models, _other_data(overrides)), choose_device("auto")
+    panel, device = panel_on(models, _other_data(overrides), targets=False), choose_device("auto")
     for note in notes_of([panel]):
         tell(note)
     panel.to(device)
     with torch.inference_mode():
         heard = [Heard.of(panel.ask(batches, start, passes)) for start, batches in panel.batches(device)]
     found = _answers(panel, heard, len(models) > 1 or passes.samples > 0)
-    return [{"row": i + 1, **answer} for i, answer in enumerate(found)]
+    return [{**place, **answer} for place, answer in zip(_places(panel), found, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,20 @@ class Heard:
 
 
 def _held_out(panel: Panel, heard: Sequence[Heard], several: bool) -> list[Prediction]:
-    places, split = panel.data[0].rows, panel.models[0].recipe.data.split
-    assert places is not None, "text has no rows"
+    split = panel.models[0].recipe.data.split
     fold = {"fold": split.fold} if split.folds else {}
-    columns = zip(places[panel.split].tolist(), _targets(panel, heard), _answers(panel, heard, several), strict=True)
-    return [{"row": row + 1, **fold, "target": target, **answer} for row, target, answer in columns]
+    columns = zip(_places(panel), _targets(panel, heard), _answers(panel, heard, several), strict=True)
+    return [{**place, **fold, "target": target, **answer} for place, target, answer in columns]
+
+
+def _places(panel: Panel) -> list[Prediction]:
+    """Where each row of a panel stands in its source, and what names it."""
+    data = panel.data[0]
+    assert data.rows is not None, "text has no rows"
+    rows: list[int] = data.rows[panel.split].tolist()
+    if data.names is None:
+        return [{"row": row + 1} for row in rows]
+    return [{"row": row + 1, data.names.what: data.names.values[row]} for row in rows]
 
 
 def _answers(panel: Panel, heard: Sequence[Heard], several: bool) -> list[Prediction]:

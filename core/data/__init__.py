@@ -59,8 +59,9 @@ def load(
         return load_image(config, target, seed, trained)
 
 
-def open_with(preprocess: Preprocess, config: DataConfig) -> Data:
-    """Another source, prepared for a trained model: all of it is the split `test`. Batches lack `targets` if it does.
+def open_with(preprocess: Preprocess, config: DataConfig, targets: bool = True) -> Data:
+    """Another source, prepared for a trained model: all of it is the split `test`. Batches lack `targets` if it does,
+    or if they are not wanted: then they are not even looked at.
 
     Raises DataError if its kind, columns, shape, labels or tokenizer are not those of the model.
     """
@@ -71,4 +72,6 @@ def open_with(preprocess: Preprocess, config: DataConfig) -> Data:
     with out_of_memory("data", ADVICE):
         if isinstance(config, Text):
             return open_text(preprocess, config)
-        return open_table(preprocess, config) if isinstance(config, Table) else open_image(preprocess, config)
+        if isinstance(config, Table):
+            return open_table(preprocess, config, targets)
+        return open_image(preprocess, config, targets)

@@ -3,7 +3,7 @@
 An address is a row number, or for the windows of a training text the position of its first token.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,11 +160,20 @@ def fixed_windows(tokens: NDArray[np.int32], context: int) -> Stacked:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What names the rows of a source: what the names are, such as `file`, and one for each row."""
+
+    what: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Data:
     """What `load` returns: the splits, how they were prepared, and the SHA-256 of the raw content.
 
     rows: for each split the source's row (of a folder, the image in order of path) of each example, counted from 0;
-    None for text. notes: what the user must know of how the source was read, one sentence each.
+    None for text. notes: what the user must know of how the source was read, one sentence each. names: what names the
+    source's rows, where anything does.
     """
 
     preprocess: Preprocess
@@ -174,6 +183,7 @@ class Data:
     augmentation: Augmentation = field(default_factory=Augmentation)
     rows: Mapping[str, Tensor] | None = None
     notes: tuple[str, ...] = ()
+    names: Names | None = None
 
     @property
     def spec(self) -> Spec:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ from torch.nn import functional as F
 
 from core.data.augment import Augmentation
 from core.data.config import Image
-from core.data.examples import Data, Decoded, Examples, Pixels, Stacked, decode_all
+from core.data.examples import Data, Decoded, Examples, Names, Pixels, Stacked, decode_all
 from core.data.preprocess import ImageFit, Preprocess, Trained, standardization
 from core.data.sources import bundled
 from core.data.sources.files import bundled_name, find, sha256_of
-from core.data.sources.folder import read_folder
+from core.data.sources.folder import Folder, is_picture, read_folder
 from core.data.sources.pictures import Pictures, is_binary_folder, read_pictures
 from core.data.spec import Spec
 from core.data.split import Indices, refuse_lonely, refuse_unseen, split_rows
@@ -43,6 +42,7 @@ class Album:
     pixels: Tensor | None = None
     decode: Callable[[int], NDArray[Any]] | None = None
     notes: tuple[str, ...] = ()
+    names: Names | None = None
 
 
 def load_image(config: Image, target: Target, seed: int, trained: Trained | None = None) -> Data:
@@ -72,14 +72,16 @@ def load_image(config: Image, target: Target, seed: int, trained: Trained | None
     rows = {name: torch.from_numpy(index) for name, index in splits.items()}
     parts = {name: _examples(album, targets, index, mean, std) for name, index in rows.items()}
     change = Augmentation(config.augment, black=-mean / std, classes=len(classes) or None)
-    return Data(Preprocess(spec, fitted), album.fingerprint, parts, seed, change, rows, album.notes)
+    return Data(Preprocess(spec, fitted), album.fingerprint, parts, seed, change, rows, album.notes, album.names)
 
 
-def open_image(preprocess: Preprocess, config: Image) -> Data:
-    """All images of another source as the split `test` (its own test set, where it has one)."""
+def open_image(preprocess: Preprocess, config: Image, wanted: bool = True) -> Data:
+    """All images of another source as the split `test`; where targets are `wanted`, its own test set if it has one."""
     fitted, spec = preprocess.fitted, preprocess.spec
     assert isinstance(fitted, ImageFit)
-    album = _read(replace(config, size=fitted.size), channels=spec.shape[0])
+    album = _read(replace(config, size=fitted.size), spec.shape, wanted)
+    if not wanted:
+        album = replace(album, labels=None, parts={})
     if album.shape != spec.shape:
         raise DataError(
             f"{config.path}: images of {_size(album.shape)}, the model was trained on {_size(spec.shape)}; resize them"
@@ -92,7 +94,7 @@ def open_image(preprocess: Preprocess, config: Image) -> Data:
     mean, std = fitted.scale(album.peak)
     rows = torch.from_numpy(album.parts.get("test", np.arange(album.count)))
     parts = {"test": _examples(album, targets, rows, mean, std)}
-    return Data(preprocess, album.fingerprint, parts, rows={"test": rows}, notes=album.notes)
+    return Data(preprocess, album.fingerprint, parts, rows={"test": rows}, notes=album.notes, names=album.names)
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -102,7 +104,8 @@ def _size(shape: tuple[int, ...]) -> str:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _read(config: Image, channels: int | None = None) -> Album:
+def _read(config: Image, shape: tuple[int, ...] | None = None, labeled: bool = True) -> Album:
+    """`shape`: what a model takes; `labeled`: whether the labels count."""
     name = bundled_name(config.path, bundled.IMAGES)
     if name is not None:
         digits = bundled.read_digits()
@@ -115,8 +118,8 @@ def _read(config: Image, channels: int | None = None) -> Album:
         )
         return _in_memory(config, pictures)
     path = find(config.path)
-    if path.is_dir() and not is_binary_folder(path):
-        return _from_folder(config, path, channels)
+    if is_picture(path) or (path.is_dir() and not is_binary_folder(path)):
+        return _from_folder(config, read_folder(path, config.size, config.background, shape, labeled))
     return _in_memory(config, read_pictures(path))
 
 
@@ -143,10 +146,7 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.round().clamp(0, 255).to(images.dtype) if images.dtype == torch.uint8 else resized
 
 
-def _from_folder(config: Image, path: Path, channels: int | None) -> Album:
-    folder = read_folder(path, config.size, config.background)
-    if channels in (1, 3):  # a model of color images takes gray ones as well, and the other way round
-        folder = replace(folder, shape=(channels, *folder.shape[1:]))
+def _from_folder(config: Image, folder: Folder) -> Album:
     count = len(folder.files)
     fits = count * int(np.prod(folder.shape)) * folder.pixel_bytes <= config.memory_mb << 20
     pixels = torch.from_numpy(decode_all(folder.decode, list(range(count)))) if fits else None
@@ -162,6 +162,7 @@ def _from_folder(config: Image, path: Path, channels: int | None) -> Album:
         pixels,
         folder.decode,
         folder.notes,
+        Names("file", folder.file_names),
     )
 
 

@@ -67,12 +67,13 @@ def load_table(config: Table, target: Target, seed: int, trained: Trained | None
     return Data(Preprocess(spec, fitted), source.fingerprint, parts, seed, rows=rows)
 
 
-def open_table(preprocess: Preprocess, config: Table) -> Data:
-    """All rows of another table as the split `test`; without targets if it does not have the target column."""
+def open_table(preprocess: Preprocess, config: Table, wanted: bool = True) -> Data:
+    """All rows of another table as the split `test`; without targets if it has no target column or they are not
+    `wanted`."""
     source, spec, fitted = _read(config), preprocess.spec, preprocess.fitted
     assert isinstance(fitted, TableFit)
     inputs, targets = fitted.inputs(source.columns, source.name), None
-    if fitted.target in source.columns:
+    if wanted and fitted.target in source.columns:
         values = source.columns[fitted.target]
         if spec.target == "class":
             targets = torch.from_numpy(known_labels(values, fitted.target, spec.classes, source))

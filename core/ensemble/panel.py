@@ -93,8 +93,9 @@ def panels_of(models: Sequence[Model]) -> tuple[Panel, ...]:
     return tuple(_panel_of(config, group, models[0].preprocess) for config, group in groups.items())
 
 
-def panel_on(models: Sequence[Model], overrides: Mapping[str, Any]) -> Panel:
-    """All models on all rows of the data that `overrides` of their recipes name. Raises DataError."""
+def panel_on(models: Sequence[Model], overrides: Mapping[str, Any], targets: bool = True) -> Panel:
+    """All models on all rows of the data that `overrides` of their recipes name; without `targets` they are not looked
+    at. Raises DataError."""
     require_alike(models)
     opened: dict[Hashable, Data] = {}
     data = []
@@ -102,7 +103,7 @@ def panel_on(models: Sequence[Model], overrides: Mapping[str, Any]) -> Panel:
         config = replace(override(model.recipe, overrides).data, split=Split())
         key = (config, _prepared(model.preprocess))
         if key not in opened:
-            opened[key] = open_with(model.preprocess, config)
+            opened[key] = open_with(model.preprocess, config, targets)
         data.append(opened[key])
     _require_same_rows(models, data, "test")
     return Panel(tuple(models), tuple(data), "test", config.path, models[0].preprocess)

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from core.config import read_overrides
@@ -13,6 +13,7 @@ from hanse.inference import Evaluation, evaluate, load_models, read_passes
 from hanse.output import output
 from hanse.report import evaluation_page
 from hanse.report.calibration import NAMES
+from hanse.standard_input import rows_given
 
 LARGEST = 12  # classes of a confusion matrix that still fits a terminal
 
@@ -23,7 +24,9 @@ def run(reference: str, words: Sequence[str], force: bool, console: Console) -> 
     page = output(overrides.pop("out", None), (".html",), force, [overrides.get("data.path")])
     passes = read_passes(overrides)
     directory, models = find_model(reference), load_models(reference)
-    found = evaluate(models, overrides, passes)
+    with rows_given(overrides, models[0].spec.kind) as (given, named):
+        found = evaluate(models, given, passes)
+    found = replace(found, source=named(found.source), notes=tuple(map(named, found.notes)))
     summary = asdict(found)
     text = evaluation_page(models[0].recipe.name, {**summary, "model": str(directory)}) if page else ""
     file = page.write(text) if page else None
@@ -44,8 +47,8 @@ def run(reference: str, words: Sequence[str], force: bool, console: Console) -> 
         console.end(directory, summary, file=file)
         return 0
     is_text = models[0].spec.target == "token"
-    named = shlex.quote(reference)
-    more = f'generate {named} prompt="The "' if is_text else f"predict {named} data.path=FILE out=answers.csv"
+    model = shlex.quote(reference)
+    more = f'generate {model} prompt="The "' if is_text else f"predict {model} data.path=FILE out=answers.csv"
     console.end(directory, {found.split: headline(summary), "examples": found.examples}, [f"hanse {more}"], file)
     return 0
 

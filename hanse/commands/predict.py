@@ -7,6 +7,7 @@ from core.config import read_overrides
 from hanse.console import Console, JsonConsole
 from hanse.inference import load_models, predict, read_passes
 from hanse.output import output, rows_as_text
+from hanse.standard_input import rows_given
 
 SHOWN = 20  # rows on the screen
 
@@ -16,7 +17,9 @@ def run(reference: str, words: Sequence[str], force: bool, console: Console) -> 
     overrides = read_overrides(words)
     out = output(overrides.pop("out", None), (".csv", ".jsonl"), force, [overrides.get("data.path")])
     passes = read_passes(overrides)
-    answers = predict(load_models(reference), overrides, passes, lambda note: console.event("note", message=note))
+    models = load_models(reference)
+    with rows_given(overrides, models[0].spec.kind) as (given, named):
+        answers = predict(models, given, passes, lambda note: console.event("note", message=named(note)))
     if out is not None:
         console.end(None, {"rows": len(answers)}, file=out.write(rows_as_text(answers, out.ending)))
         return 0

@@ -1,4 +1,5 @@
 """A folder of images, one subfolder per class; subfolders for training, validation and test above them are respected.
+A single picture is a folder of one.
 
 Pictures of 8 bits are bytes. A folder that has pictures of 16 or 32 bits, or of floats, is read as floats, and nothing
 is cut off: white is 1, the largest number of 16 bits where they are integers.
@@ -42,7 +43,7 @@ class Folder:
     """The image files [N], their class names (None if they lie in no class folder), and one image's shape (C, H, W).
 
     peak: what white is, 255 of bytes and 1 of floats. background: what shows through where a picture is transparent.
-    notes: what of the folder is left out.
+    file_names: the files' names below the folder. notes: what of the folder is left out.
     """
 
     files: list[Path]
@@ -53,6 +54,7 @@ class Folder:
     fingerprint: str
     parts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    file_names: tuple[str, ...] = ()
 
     @property
     def pixel_bytes(self) -> int:
@@ -78,25 +80,44 @@ class Folder:
         return array[None] if channels == 1 else np.stack([array] * channels)
 
 
-def read_folder(root: Path, size: tuple[int, int] | None, background: Color = WHITE) -> Folder:
-    """Lists and checks the images below `root`, without keeping their pixels. DataError names the first bad file."""
-    left = LeftOut()
-    files, names, parts = _listed(root, left)
+def is_picture(path: Path) -> bool:
+    """Whether it is a file of one picture."""
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
+
+
+def read_folder(
+    path: Path,
+    size: tuple[int, int] | None,
+    background: Color = WHITE,
+    shape: tuple[int, ...] | None = None,
+    labeled: bool = True,
+) -> Folder:
+    """Lists and checks the images below `path`, or the one that it is, without keeping their pixels.
+
+    shape: [C, H, W] that a model takes. labeled: whether each must lie in the folder of its class. DataError names the
+    first bad file.
+    """
+    left, root = LeftOut(), path.parent if path.is_file() else path
+    files, names, parts = ([path], [""], {}) if path.is_file() else _listed(root, left)
     if not files:
         raise DataError(f"{root}: holds no images ({', '.join(EXTENSIONS)}), and no IDX or CIFAR files")
-    if any(names) and not all(names):
+    if labeled and any(names) and not all(names):
         raise DataError(f"{files[names.index('')]}: lies in no class folder, others do; every class has its subfolder")
     with ThreadPoolExecutor(4) as pool:
         heads = list(pool.map(_head, files))
     modes = {mode for _, mode, _ in heads}
     channels = 1 if all(mode in _GRAY or _is_deep(mode) for mode in modes) else 3
+    if shape is not None and shape[0] in (1, 3):  # a model of color images takes gray ones, and the other way round
+        channels = shape[0]
     peak = 1.0 if any(map(_is_deep, modes)) else 255.0
-    shape = (channels, *(size or _common_size(files, [pixels for _, _, pixels in heads])))
-    fingerprint = sha256_named(
-        (relative_name(path, root), digest) for path, (digest, _, _) in zip(files, heads, strict=True)
+    height, width = size or _common_size(files, [pixels for _, _, pixels in heads], shape)
+    named = [relative_name(file, root) for file in files]
+    fingerprint = sha256_named((name, digest) for name, (digest, _, _) in zip(named, heads, strict=True))
+    classes = names if labeled and all(names) else None
+    shown = tuple(name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in named)
+    return Folder(
+        files, classes, (channels, height, width), peak, background, fingerprint, parts, left.note(root), shown
     )
-    classes = [name for name in names if name] or None
-    return Folder(files, classes, shape, peak, background, fingerprint, parts, left.note(root))
 
 
 # --- what lies where -----------------------------------------------------------------------------------------------
@@ -130,17 +151,13 @@ def _sets(root: Path) -> tuple[Path, dict[Path, str]]:
     folders = [path for path in entries(root) if path.is_dir() and not is_system(path)]
     sets = {path: _SETS[path.name.lower()] for path in folders if path.name.lower() in _SETS}
     others = [path for path in folders if path not in sets]
-    if not sets and len(folders) == 1 and not any(map(_is_image, entries(root))):
+    if not sets and len(folders) == 1 and not any(is_picture(path) and not is_system(path) for path in entries(root)):
         inner = _sets(folders[0])  # as archives are unpacked: one folder with everything in it
         return inner if inner[1] else (root, {})
     is_split = "train" in sets.values() and len(set(sets.values())) > 1
     if sets and (is_split or not any(walk(path, EXTENSIONS, LeftOut()) for path in others)):
         return root, sets
     return root, {}
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and path.is_file() and not is_system(path)
 
 
 def _class_name(path: Path, root: Path) -> str:
@@ -212,9 +229,18 @@ def _flat(image: "Image", background: Color, channels: int) -> "Image":
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _common_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+def _common_size(files: list[Path], sizes: list[tuple[int, int]], shape: tuple[int, ...] | None) -> tuple[int, int]:
+    """(height, width) of all. DataError names the first that differs from most, or from what a model takes."""
     values: list[Any] = sorted(set(sizes), key=sizes.count)
     usual = values[-1]
+    if shape is not None:
+        odd = next((i for i, size in enumerate(sizes) if size != shape[1:]), None)
+        if odd is not None:
+            height, width = sizes[odd]
+            raise DataError(
+                f"{files[odd]}: is {height}x{width} pixels, the model was trained on {shape[1]}x{shape[2]}; resize it, "
+                f"or train with data.size=[{shape[1]},{shape[2]}], which resizes all pictures"
+            )
     for path, size in zip(files, sizes, strict=True):
         if size != usual:
             raise DataError(

@@ -43,7 +43,9 @@ def read_pictures(path: Path) -> Pictures:
         return _read_cifar(path)
     if is_idx(path):
         return _read_idx(path)
-    raise unknown_extension(path, ("a folder", ".npz", ".npy", "IDX (...-idx3-ubyte, .gz)", "CIFAR binary (.bin)"))
+    raise unknown_extension(
+        path, ("a folder", "one picture", ".npz", ".npy", "IDX (...-idx3-ubyte, .gz)", "CIFAR binary (.bin)")
+    )
 
 
 def is_binary_folder(path: Path) -> bool:

@@ -264,9 +264,9 @@ def test_bad_arrays_are_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_image_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cat.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"the extension '\.png' is not read as this kind of data"):
-        load(Image(path=str(tmp_path / "cat.png")), "class")
+    (tmp_path / "cat.pdf").write_bytes(b"")
+    with pytest.raises(DataError, match=r"the extension '\.pdf' is not read as this kind of data"):
+        load(Image(path=str(tmp_path / "cat.pdf")), "class")
 
 
 def test_another_folder_is_prepared_as_the_training_folder_was(tmp_path: Path) -> None:
