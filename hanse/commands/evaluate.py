@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from core.config import read_overrides
+from hanse.commands.standard_input import rows_given
 from hanse.commands.train import headline
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
@@ -13,7 +14,6 @@ from hanse.inference import Evaluation, evaluate, load_models, read_passes
 from hanse.output import output
 from hanse.report import evaluation_page
 from hanse.report.calibration import NAMES
-from hanse.standard_input import rows_given
 
 LARGEST = 12  # classes of a confusion matrix that still fits a terminal
 

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Sequence
 
 from core.config import read_overrides
+from hanse.commands.standard_input import rows_given
 from hanse.console import Console, JsonConsole
 from hanse.inference import load_models, predict, read_passes
 from hanse.output import output, rows_as_text
-from hanse.standard_input import rows_given
 
 SHOWN = 20  # rows on the screen
 
