@@ -72,7 +72,8 @@ class Crowd:
             "members": f"{self.ended}/{self.members}",
         }
         if len(self.train) == 1:
-            shown["of"] = next(iter(self.train))
+            ((name, record),) = self.train.items()
+            shown["of"] = f"{name} at step {record['step']:,}"  # the step that leads the line is the mean of all
         if not is_first:  # whose step also warms up
             done, seconds = max(1, steps - self.before), time.monotonic() - self.began
             shown["eta_s"] = (self.members * self.steps - steps) * seconds / done

@@ -10,6 +10,7 @@ from core.ensemble.panel import require_alike
 from core.errors import ConfigError, DataError
 from core.generation.generate import Sampling, generate, stream
 from core.generation.mixture import Mixture
+from core.randomness import seed_of
 from core.storage import artifact
 from core.storage.artifact import Model
 
@@ -81,7 +82,7 @@ def continuations(directory: Path) -> list[dict[str, str]]:
         require_alike(models)
     except DataError:
         return []
-    writings = [Writing(_fitting(prompt, models), temperature=0.8) for prompt in PROMPTS]
+    writings = [Writing(_fitting(prompt, models), seed=seed_of("sample", i)) for i, prompt in enumerate(PROMPTS)]
     return [{"prompt": writing.prompt, "text": "".join(write(models, writing))} for writing in writings]
 
 

@@ -11,6 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 LEVEL = 0.95  # how often an interval holds the mean
+# What a metric can be; one that is not here can be anything.
+_SHARES = (
+    "accuracy", "balanced_accuracy", "token_accuracy", "roc_auc",
+    *(f"{name}_{mean}" for name in ("precision", "recall", "f1") for mean in ("macro", "micro")),
+)  # fmt: skip
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    **dict.fromkeys(("loss", "mae", "rmse", "bits_per_byte"), (0.0, math.inf)),
+    "perplexity": (1.0, math.inf),
+    "r2": (-math.inf, 1.0),
+}
 _NO_METRICS = {"step", "steps", "time", "eta_s"}  # numbers of a record that no member has a say in
 
 
@@ -45,14 +56,14 @@ def spread_of(values: Sequence[Mapping[str, float]], folds: int = 0, fold_of: Se
     The interval is mean +- t * std * sqrt(1 / J) of J members, with Student's t of J - 1 degrees of freedom. Members of
     `folds` (>= 2; 0: there are none) share training rows and so err alike: there it is sqrt(1 / J + 1 / (folds - 1)),
     where the second term is test over training rows (Nadeau and Bengio, Machine Learning 52, 2003, corrected resampled
-    t; rows that validate count as training).
+    t; rows that validate count as training). It ends where the metric does: no accuracy is above 1.
     """
     columns: dict[str, list[float]] = {}
     for row in values:
         for name, value in row.items():
             if _is_number(value):
                 columns.setdefault(name, []).append(value)
-    found = {name: _spread(column, folds) for name, column in columns.items()}
+    found = {name: _within_range(name, _spread(column, folds)) for name, column in columns.items()}
     if len(set(fold_of)) == len(fold_of):
         return found
     by_fold = [
@@ -113,6 +124,14 @@ def _spread(values: list[float], folds: int) -> Spread:
     correction = 1 / (folds - 1) if folds else 0.0
     reach = student_t(count - 1) * std * math.sqrt(1 / count + correction)
     return Spread(mean, std, mean - reach, mean + reach, count)
+
+
+def _within_range(name: str, one: Spread) -> Spread:
+    """The interval without what the metric cannot be."""
+    if one.low is None or one.high is None:
+        return one
+    lowest, highest = _RANGES.get(name, (-math.inf, math.inf))
+    return replace(one, low=max(one.low, lowest), high=min(one.high, highest))
 
 
 def _curve(by_step: Mapping[int, Mapping[str, float]]) -> list[Point]:

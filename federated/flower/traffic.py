@@ -1,5 +1,6 @@
 """What is told of the messages of a simulated Flower federation: how many, how large, what failed, the metrics."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -9,6 +10,8 @@ from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 from federated.flower.node import FIRST_NODE, Answer
 
 Metrics = dict[str, float | list[float]]  # by name, of one reply or in the mean
+# Numbers that say who replies, or in which round: their whole name, or a word in it
+IDENTITIES, IDENTITY_WORDS = {"client", "partition", "node", "round", "run"}, {"id", "cid", "pid", "uid"}
 WEIGHTS = ("num-examples", "num_examples")  # what Flower's strategies weight by; older clients write it with _
 
 
@@ -110,9 +113,11 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def _means(replies: list[Metrics]) -> Metrics:
-    """By name; of lists place by place, over the replies that have something there."""
+    """By name; of lists place by place, over the replies that have something there; not what says who replies."""
     means: Metrics = {}
     for name in dict.fromkeys(name for reply in replies for name in reply if name not in WEIGHTS):
+        if _is_identity(name, replies):
+            continue
         pairs = [(_weight(reply), reply[name]) for reply in replies if name in reply]
         alone = [(weight, value) for weight, value in pairs if not isinstance(value, list)]
         lists = [(weight, value) for weight, value in pairs if isinstance(value, list)]
@@ -123,6 +128,15 @@ def _means(replies: list[Metrics]) -> Metrics:
             found = [_mean([(w, values[place]) for w, values in lists if place < len(values)]) for place in places]
             means[name] = [mean for mean in found if mean is not None]
     return means
+
+
+def _is_identity(name: str, replies: list[Metrics]) -> bool:
+    """Whether whole numbers say who replies, such as `partition-id`, `clientId` or `cid`."""
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+    if name.lower() not in IDENTITIES and words.isdisjoint(IDENTITY_WORDS):
+        return False
+    values = (reply[name] for reply in replies if name in reply)
+    return all(not isinstance(value, list) and value.is_integer() for value in values)
 
 
 def _mean(pairs: list[tuple[float, float]]) -> float | None:

@@ -297,6 +297,17 @@ def test_an_exchange_tells_bytes_and_means_weighted_by_examples() -> None:
     }
 
 
+def test_numbers_that_say_who_replies_are_not_averaged() -> None:
+    def measured(message: Message, context: Context) -> Message:
+        part = context.node_config["partition-id"]
+        who = {"partition-id": part, "clientId": part, "cid": part, "NODE_ID": part, "client": part}
+        kept = {"width": float(part), "idle": part, "id-loss": part + 0.5}
+        return Message(RecordDict({"metrics": MetricRecord({**who, **kept})}), reply_to=message)
+
+    _, (record,) = serve(measured, lambda grid: grid.send_and_receive(to_all(grid)))
+    assert record["metrics"] == {"width": 1.0, "idle": 1.0, "id-loss": 1.5}
+
+
 def test_a_pool_that_fails_ends_the_server_too() -> None:
     class Failing(LocalPool):
         def run(self, fn: Any, items: Mapping[Any, Any], cost: Any = None) -> Iterator[Done[Any, Any]]:

@@ -208,6 +208,16 @@ def test_samples_of_a_run_are_written_by_all_members(ensembles: dict[str, Path])
     assert len(samples) == 3 and all(sample["text"] for sample in samples)
 
 
+def test_each_sample_of_a_run_has_a_random_stream_of_its_own(
+    ensembles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hanse import writer
+
+    monkeypatch.setattr(writer, "PROMPTS", ("The ",) * 3)
+    first, again = (writer.continuations(ensembles["english"]) for _ in range(2))
+    assert first == again and len({sample["text"] for sample in first}) == 3
+
+
 def test_an_ensemble_that_writes_no_text_says_so(
     ensembles: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

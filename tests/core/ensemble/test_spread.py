@@ -27,7 +27,7 @@ def test_students_t_is_that_of_scipy(degrees: int) -> None:
 def test_mean_std_and_interval_are_those_of_numpy_and_scipy(scores: list[float]) -> None:
     from scipy import stats
 
-    spread = spread_of([{"loss": score} for score in scores])["loss"]
+    spread = spread_of([{"score": score} for score in scores])["score"]
     mean, std, count = np.mean(scores), np.std(scores, ddof=1), len(scores)
     near = {"rel": 1e-9, "abs": 1e-9}
     assert (spread.mean, spread.std, spread.members) == (pytest.approx(mean, **near), pytest.approx(std, **near), count)
@@ -40,12 +40,34 @@ def test_mean_std_and_interval_are_those_of_numpy_and_scipy(scores: list[float])
 def test_folds_have_the_corrected_interval_of_nadeau_and_bengio(folds: int, seeds: int) -> None:
     from scipy import stats
 
-    scores = np.random.default_rng(0).normal(0.9, 0.02, folds * seeds)
+    scores = np.random.default_rng(0).normal(0.7, 0.01, folds * seeds)
     count, train, test = len(scores), 1 - 1 / folds, 1 / folds
     variance = (1 / count + test / train) * scores.var(ddof=1)
     reach = stats.t.ppf(0.975, count - 1) * math.sqrt(variance)
     spread = spread_of([{"accuracy": score} for score in scores], folds)["accuracy"]
     assert (spread.low, spread.high) == pytest.approx((scores.mean() - reach, scores.mean() + reach), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, scores, low, high",
+    [
+        ("roc_auc", [0.999, 0.97, 1.0], None, 1.0),
+        ("accuracy", [0.01, 0.0, 0.05], 0.0, None),
+        ("f1_macro", [0.1, 0.9], 0.0, 1.0),
+        ("r2", [0.9, 1.0, 0.99], None, 1.0),
+        ("rmse", [0.1, 2.0], 0.0, None),
+        ("perplexity", [1.01, 1.5], 1.0, None),
+    ],
+)
+def test_the_interval_of_a_bounded_metric_stays_in_its_range(
+    name: str, scores: list[float], low: float | None, high: float | None
+) -> None:
+    bounded, free = (spread_of([{key: score} for score in scores])[key] for key in (name, "anything"))
+    assert (bounded.low, bounded.high) == (free.low if low is None else low, free.high if high is None else high)
+    assert (bounded.mean, bounded.std) == (free.mean, free.std)
+    folds = spread_of([{name: score} for score in scores * 2], 2, [0, 1] * len(scores))[name]
+    assert folds.low is not None and folds.high is not None
+    assert (low is None or folds.low >= low) and (high is None or folds.high <= high)
 
 
 def test_a_metric_counts_over_the_members_that_have_it() -> None:
