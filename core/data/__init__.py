@@ -6,7 +6,7 @@ batch = data.shard(rank=0, world=1).batch(train, step=37)
 
 from typing import Literal
 
-from core.data.config import BPE, Augment, Byte, DataConfig, Image, Split, Table, Text, TokenizerConfig
+from core.data.config import BPE, Augment, Byte, DataConfig, Image, Numbers, Split, Table, Text, TokenizerConfig
 from core.data.examples import Data
 from core.data.image import load_image, open_image
 from core.data.preprocess import Preprocess, Trained
@@ -25,6 +25,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "Image",
+    "Numbers",
     "Preprocess",
     "Shard",
     "Spec",

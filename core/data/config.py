@@ -95,21 +95,39 @@ TokenizerConfig = Byte | BPE
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """How numbers are written: the decimal mark, and what may stand between groups of three digits."""
+
+    decimal: Literal[".", ","] = "."
+    thousands: Literal["", ".", ",", " ", "'", "_"] = ""
+
+    def __post_init__(self) -> None:
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands must differ, got {self.decimal!r} for both")
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of a csv, tsv, parquet, jsonl, npz or npy file.
 
-    target: the column to predict; null is the last one. columns: those to predict from; null is all others. weight: a
-    column of example weights. header: false names the columns of a csv f0, f1, ... Texts become one input per value
-    (one_hot) or a code in [0, 1] (integer). Empty and NaN cells are refused, or filled with the training mean.
-    normalize: numbers, and real targets, get mean 0 and variance 1 over the training split.
+    target: the column to predict; null is the last one. columns: those to predict from; null is all others but those in
+    `drop`. categorical: columns that are texts even if they look like numbers. weight: a column of example weights.
+    header: false names the columns of a csv f0, f1, ... delimiter and numbers: what stands between a csv's cells, and
+    how its numbers are written; null recognizes both. Texts become one input per value (one_hot) or a code in [0, 1]
+    (integer). Empty and NaN cells are refused, or filled with the training mean. normalize: numbers, and real targets,
+    get mean 0 and variance 1 over the training split.
     """
 
     kind: Literal["table"] = "table"
     path: str = "bundled:breast_cancer"
     target: str | None = None
     columns: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
     weight: str | None = None
     header: bool = True
+    delimiter: str | None = None
+    numbers: Numbers | None = None
     categories: Literal["one_hot", "integer"] = "one_hot"
     missing: Literal["refuse", "mean"] = "refuse"
     normalize: bool = True
@@ -120,6 +138,10 @@ class Table:
             raise ValueError("columns must name at least one column; null takes all")
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns must not name a column twice, got {list(self.columns)}")
+        if both := set(self.columns or ()) & set(self.drop):
+            raise ValueError(f"drop must not name what columns names, got {sorted(both)} in both")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"delimiter must be one character between cells, got {self.delimiter!r}")
 
 
 @dataclass(frozen=True)

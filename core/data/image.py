@@ -13,14 +13,16 @@ from torch.nn import functional as F
 from core.data.augment import Augmentation
 from core.data.config import Image
 from core.data.examples import Data, Decoded, Examples, Names, Pixels, Stacked, decode_all
+from core.data.labels import class_labels, known_labels
 from core.data.preprocess import ImageFit, Preprocess, Trained, standardization
 from core.data.sources import bundled
 from core.data.sources.files import bundled_name, find, sha256_of
 from core.data.sources.folder import Folder, is_picture, read_folder
+from core.data.sources.frame import Texts, texts_of
 from core.data.sources.pictures import Pictures, is_binary_folder, read_pictures
 from core.data.spec import Spec
 from core.data.split import Indices, refuse_lonely, refuse_unseen, split_rows
-from core.data.table import Source, Target, class_labels, known_labels
+from core.data.table import Target
 from core.errors import DataError
 
 FLOAT_BYTES = 64 << 20  # images up to this size as float32 are normalized once; larger ones when they are taken
@@ -88,7 +90,7 @@ def open_image(preprocess: Preprocess, config: Image, wanted: bool = True) -> Da
         )
     targets = None
     if album.labels is not None and spec.target == "class":
-        targets = torch.from_numpy(known_labels(_named(album), "label", spec.classes, _source(album)))
+        targets = torch.from_numpy(known_labels(_named(album), "label", spec.classes, album.name))
     elif album.labels is not None:
         targets = torch.from_numpy(_real_labels(album))[:, None]
     mean, std = fitted.scale(album.peak)
@@ -169,29 +171,22 @@ def _from_folder(config: Image, folder: Folder) -> Album:
 # --- labels and splits ---------------------------------------------------------------------------------------------
 
 
-def _source(album: Album) -> Source:
-    return Source({}, album.name, album.fingerprint)
-
-
-def _named(album: Album) -> NDArray[Any]:
-    """Labels as class names where the files name the classes."""
+def _named(album: Album) -> Texts:
+    """Labels as class names: those of the files, else as they are written."""
     assert album.labels is not None
-    if not album.classes:
-        return album.labels
-    return np.array([album.classes[int(label)] for label in album.labels], dtype=object)
+    return Texts(album.classes, album.labels.astype(np.int64)) if album.classes else texts_of(album.labels)
 
 
 def _class_labels(album: Album) -> tuple[Indices, tuple[str, ...]]:
     assert album.labels is not None
     if album.classes:
         return album.labels.astype(np.int64), album.classes
-    labels = album.labels if album.labels.dtype == object else album.labels.astype(np.float64)
-    return class_labels(labels, "label", _source(album))
+    return class_labels(_named(album), "label", album.name)
 
 
 def _real_labels(album: Album) -> NDArray[np.float32]:
     assert album.labels is not None
-    if album.labels.dtype == object or album.classes:
+    if album.labels.dtype.kind in "OU" or album.classes:
         raise DataError(
             f"{album.name}: the labels are classes, a regression needs numbers; use objective.kind=classification"
         )

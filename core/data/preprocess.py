@@ -16,25 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.data.config import BPE, Table
-from core.data.sources.columns import Columns, bad_cell
-from core.data.sources.files import nearest
+from core.data.labels import in_order, places_in
+from core.data.sources.frame import TEXTS, As, Columns, Numeric, Problem, Texts
+from core.data.sources.notation import PLAIN, Form
 from core.data.spec import Spec
 from core.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from core.errors import DataError
 from core.storage.atomic import replace_text
 
-FORMAT = 1
+FORMAT = 2
 SHOWN_CLASSES = 10
 MAX_CATEGORIES = 256  # more different texts than this in a column are names or free text, not categories
 
 
 @dataclass(frozen=True)
 class Number:
-    """A numeric column: (value - mean) / std is the input."""
+    """A numeric column: (value - mean) / std is the input. form: how its cells are written."""
 
     name: str
     mean: float
     std: float
+    form: Form = PLAIN
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class TableFit:
     target_mean: float = 0.0
     target_std: float = 1.0
     fill_missing: bool = False
+    target_form: Form = PLAIN
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,17 +69,23 @@ class TableFit:
         """The number of inputs F."""
         return sum(len(f.values) if isinstance(f, Category) and f.one_hot else 1 for f in self.features)
 
-    def inputs(self, columns: Columns, source: str) -> Tensor:
-        """[N, F] float32. Raises DataError for a column that is missing, of the other type, or has an unusable cell."""
+    @property
+    def wanted(self) -> dict[str, As]:
+        """The columns, and what they are for this model whatever a file makes of them."""
+        return {f.name: f.form if isinstance(f, Number) else TEXTS for f in self.features}
+
+    def inputs(self, columns: Columns) -> Tensor:
+        """[N, F] float32, of columns as they are `wanted`."""
         blocks = []
         for feature in self.features:
-            if feature.name not in columns:
-                raise DataError(f"{source}: column '{feature.name}' is missing; {nearest(feature.name, columns)}")
-            values = columns[feature.name]
+            column = columns[feature.name]
             if isinstance(feature, Number):
-                blocks.append(_numbers(feature, values, source, self.fill_missing))
+                assert isinstance(column, Numeric)
+                scaled = (column.values - feature.mean) / feature.std
+                blocks.append(np.nan_to_num(scaled, nan=0.0).astype(np.float32)[:, None])
             else:
-                blocks.append(_codes(feature, values, source, self.fill_missing))
+                assert isinstance(column, Texts)
+                blocks.append(_codes(feature, column))
         return torch.from_numpy(np.concatenate(blocks, axis=1, dtype=np.float32))
 
     def real_targets(self, values: NDArray[np.float64]) -> Tensor:
@@ -84,26 +93,16 @@ class TableFit:
         return torch.from_numpy(((values - self.target_mean) / self.target_std).astype(np.float32))[:, None]
 
 
-def fit_table(config: Table, columns: Columns, target: str, source: str) -> TableFit:
+def fit_table(config: Table, columns: Columns, target: str) -> TableFit:
     """Fits on `columns`, which hold the training rows and the wanted features only."""
     fill = config.missing == "mean"
     features: list[Number | Category] = []
-    for name, values in columns.items():
-        if values.dtype == object:
-            features.append(_fit_category(name, values, source, config))
+    for name, column in columns.items():
+        if isinstance(column, Texts):
+            features.append(Category(name, in_order(column.present), config.categories == "one_hot"))
         else:
-            features.append(Number(name, *_moments(values, config.normalize, fill)))
+            features.append(Number(name, *_moments(column.values, config.normalize, fill), column.form))
     return TableFit(tuple(features), target, fill_missing=fill)
-
-
-def _fit_category(name: str, values: NDArray[Any], source: str, config: Table) -> Category:
-    distinct = sorted({v for v in values.tolist() if v is not None})
-    if len(distinct) > MAX_CATEGORIES:
-        raise DataError(
-            f"{source}: column '{name}' holds {len(distinct)} different texts, at most {MAX_CATEGORIES} are taken as "
-            "categories; leave it out with data.columns"
-        )
-    return Category(name, tuple(distinct), config.categories == "one_hot")
 
 
 def standardization(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -123,31 +122,29 @@ def _moments(values: NDArray[np.float64], normalize: bool, fill: bool) -> tuple[
     return (mean, std) if normalize else (mean if fill else 0.0, 1.0)
 
 
-def check_cells(columns: Columns, fill: bool, source: str) -> None:
-    """Raises DataError for the first cell that is empty (if that is not filled), NaN or infinite."""
-    for name, values in columns.items():
-        bad = bad_cell(values, allow_missing=fill)
+def problems_of(columns: Columns, fill: bool, cure: str) -> list[Problem]:
+    """What keeps columns from being inputs: an empty cell (if that is not filled), an infinite one, too many texts.
+
+    `cure`: what can be done about an empty cell.
+    """
+    problems = []
+    for name, column in columns.items():
+        bad = column.bad_cell(allow_missing=fill)
         if bad is not None:
             row, what = bad
-            cure = "" if "infinite" in what else ", or set data.missing=mean"
-            raise DataError(f"{source}: row {row + 1}, column '{name}': {what}; mend it{cure}")
+            mended = "mend it" if "infinite" in what else cure
+            problems.append(Problem(name, f"row {row + 1}, column '{name}': {what}", mended))
+        if isinstance(column, Texts) and len(column.distinct) > MAX_CATEGORIES:
+            what = (
+                f"column '{name}' holds {len(column.distinct)} different texts, at most {MAX_CATEGORIES} are categories"
+            )
+            problems.append(Problem(name, what, "leave such columns out with data.drop=[{}]"))
+    return problems
 
 
-def _numbers(feature: Number, values: NDArray[Any], source: str, fill: bool) -> NDArray[np.float32]:
-    if values.dtype == object:
-        raise DataError(f"{source}: column '{feature.name}' holds texts, the model was trained on numbers")
-    check_cells({feature.name: values}, fill, source)
-    scaled = (values - feature.mean) / feature.std
-    result: NDArray[np.float32] = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
-    return result[:, None]
-
-
-def _codes(feature: Category, values: NDArray[Any], source: str, fill: bool) -> NDArray[np.float32]:
-    if values.dtype != object:
-        raise DataError(f"{source}: column '{feature.name}' holds numbers, the model was trained on texts")
-    check_cells({feature.name: values}, fill, source)
-    index = {value: i for i, value in enumerate(feature.values)}
-    codes = np.array([index.get(value, -1) for value in values.tolist()], np.int64)
+def _codes(feature: Category, column: Texts) -> NDArray[np.float32]:
+    known = places_in(column.distinct, feature.values)
+    codes = column.take(known, -1)
     result: NDArray[np.float32]
     if feature.one_hot:
         result = (codes[:, None] == np.arange(len(feature.values))).astype(np.float32)
@@ -194,7 +191,7 @@ class Preprocess:
         """What the examples are, in one line."""
         shape, classes = self.spec.shape, _shown(self.spec.classes)
         if isinstance(self.fitted, TableFit):
-            inputs = f"{len(self.fitted.features):,} columns -> {self.fitted.width:,} inputs"
+            inputs = f"{_count(len(self.fitted.features), 'column')} -> {_count(self.fitted.width, 'input')}"
             return f"rows, {inputs}, target {self.fitted.target}{classes}"
         if isinstance(self.fitted, ImageFit):
             return f"images of {'x'.join(map(str, shape))}{', classes' if classes else ''}{classes}"
@@ -258,10 +255,12 @@ def _fitted(spec: Spec, plain: Mapping[str, Any], folder: Path) -> Fitted:
     if spec.kind == "text":
         return _load_tokenizer(plain, folder)
     features = tuple(
-        Category(f["name"], tuple(f["values"]), f["one_hot"]) if "values" in f else Number(**f)
+        Category(f["name"], tuple(f["values"]), f["one_hot"])
+        if "values" in f
+        else Number(**{**f, "form": Form(**f["form"])})
         for f in plain["features"]
     )
-    return TableFit(**{**plain, "features": features})
+    return TableFit(**{**plain, "features": features, "target_form": Form(**plain["target_form"])})
 
 
 def _load_tokenizer(plain: Mapping[str, Any], folder: Path) -> Tokenizer:
@@ -290,6 +289,10 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: no such file; a model directory holds it beside model.safetensors") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _shown(classes: tuple[str, ...]) -> str:

@@ -100,8 +100,8 @@ def test_what_a_model_was_trained_on_must_be_as_it_was_and_is_prepared_as_it_was
     assert main(["evaluate", str(run)]) == 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "data.path: " in said and "not what this model was trained on" in said
-    assert main(["evaluate", str(run), "data.target=target"]) == 2
-    assert "data.target: goes with other data" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "data.weight=w"]) == 2
+    assert "data.weight: goes with other data" in capsys.readouterr().err
     wines.write_text(was.replace("class_0", "class_1"))
     assert main(["evaluate", str(run), f"data.path={wines}", "--quiet"]) == 0  # asked for by its name
     wines.write_text(was)

@@ -243,6 +243,6 @@ def _labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[Any]:
         labels = labels[:, 0]
     if labels.ndim != 1 or len(labels) != count:
         raise DataError(f"{path}: labels of shape {list(labels.shape)} for {count} images; need one per image")
-    if labels.dtype.kind == "U":
-        return np.array(labels.tolist(), dtype=object)
-    return labels.astype(np.float64)
+    if labels.dtype.kind not in "biufU":
+        raise DataError(f"{path}: labels of {labels.dtype}, which are neither numbers nor texts")
+    return labels
