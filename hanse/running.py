@@ -1,11 +1,11 @@
 """What surrounds the work of any run: how it is shown, stopped by Ctrl-C, and recorded however it ends."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from core.errors import ResourceError
+from core.errors import ConfigError, DataError, ResourceError
 from core.runtime import Record
-from core.storage.store import RunDirectory
+from core.storage.store import RunDirectory, remove
 from hanse.console import Console, JsonConsole
 from hanse.interrupt import interruptible
 from hanse.report import write_report
@@ -13,18 +13,32 @@ from hanse.report import write_report
 
 @contextmanager
 def recorded(directory: RunDirectory) -> Iterator[None]:
-    """However the run ends, run.json says so and report.html shows it."""
+    """However the run ends, run.json says so and report.html shows it.
+
+    What the user can mend before the first step leaves no directory: the same command then works again.
+    """
     try:
         yield
+    except (ConfigError, DataError, ResourceError) as error:
+        if directory.run.metrics() or any(directory.checkpoints.iterdir()):
+            _failed(directory, "failed", error)
+        else:
+            directory.close()
+            with suppress(ResourceError):  # what ended the run is the better thing to say
+                remove(directory.run)
+        raise
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        try:
-            directory.finish("stopped" if interrupted else "failed", str(error) or type(error).__name__)
-            write_report(directory.path)
-        except ResourceError as full:  # a full disk may be what ended it
-            error.add_note(f"and run.json or the report could not be written: {full}")
+        _failed(directory, "stopped" if isinstance(error, KeyboardInterrupt) else "failed", error)
         raise
     write_report(directory.path)
+
+
+def _failed(directory: RunDirectory, status: str, error: BaseException) -> None:
+    try:
+        directory.finish(status, str(error) or type(error).__name__)
+        write_report(directory.path)
+    except ResourceError as full:  # a full disk may be what ended it
+        error.add_note(f"and run.json or the report could not be written: {full}")
 
 
 @contextmanager

@@ -38,9 +38,30 @@ def test_a_score_on_other_data_is_not_called_a_test_score(table: Path, tmp_path:
     assert (other.split, other.examples) == ("all", 80)
 
 
-def test_a_run_that_failed_at_once_says_how_to_be_rid_of_it(table: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"data.target": "lable"}, {"data.path": "nowhere.csv"}, {"freeze": ["no.such.layer"]}]
+)
+def test_a_run_that_fails_before_its_first_step_leaves_no_directory(
+    wrong: dict[str, Any], table: Path, tmp_path: Path
+) -> None:
     with pytest.raises(HanseError):
-        train(table, tmp_path / "run", **{"data.target": "lable"})
+        train(table, tmp_path / "run", **wrong)
+    assert not (tmp_path / "run").exists()
+    train(table, tmp_path / "run")
+
+
+def test_a_run_that_fails_later_keeps_what_it_did(table: Path, tmp_path: Path) -> None:
+    train(table, tmp_path / "run")
+    changed = table.read_text() + "1,1,a\n"
+    table.write_text(changed)
+    with pytest.raises(DataError, match="is not what it was when this run began"):
+        train(table, tmp_path / "run", **{"resume": True, "train.steps": 9})
+    assert hanse.evaluate(tmp_path / "run", {"data.path": str(table)}).examples == 81
+
+
+def test_a_run_that_failed_says_how_to_be_rid_of_it(table: Path, tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run") as directory:
+        directory.finish("failed", "no column lable")
     with pytest.raises(ConfigError, match="already holds a run; remove it with `hanse runs remove"):
         train(table, tmp_path / "run")
     with pytest.raises(DataError, match=r"this run has no model yet: it failed: .*lable"):

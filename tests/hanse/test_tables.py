@@ -1,5 +1,6 @@
 """Other people's tables, from the file through the training to the answers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import hanse
+from hanse.cli import main
 
 CONFIG: dict[str, Any] = {
     "model": {"kind": "mlp", "hidden": [8]},
@@ -44,3 +46,32 @@ def test_a_column_that_was_constant_does_not_decide_alone_later(constant: str, t
     run = train(write(tmp_path / "a.csv", "a,k,y\n" + rows))
     new = write(tmp_path / "new.csv", f"a,k\n3,{float(constant) + 0.1}\n58,{float(constant) + 0.1}\n")
     assert [answer["class"] for answer in hanse.predict(run, new)] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("labels", [("False", "True"), ("01", "1"), (str(10**15), str(10**15 + 1))])
+def test_answers_have_the_texts_of_the_labels_and_the_same_file_can_be_evaluated(
+    labels: tuple[str, str], tmp_path: Path
+) -> None:
+    table = write(tmp_path / "a.csv", "a,y\n" + "".join(f"{i / 7},{labels[i > 30]}\n" for i in range(60)))
+    run = train(table)
+    assert {answer["class"] for answer in hanse.predict(run, table)} == {*labels}
+    assert hanse.evaluate(run, {"data.path": str(table)}).metrics["accuracy"] > 0.9
+
+
+def test_a_spreadsheet_of_semicolons_and_decimal_commas_trains_and_predicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        f"{v:.2f};{i % 9};{'yes' if v > 0.5 else 'no'}\n" for i, v in enumerate(np.random.default_rng(0).random(60))
+    ]
+    table = write(tmp_path / "a.csv", "a;b;y\n" + "".join(rows).replace(".", ","))
+    file = write(tmp_path / "t.yaml", f"data: {{kind: table, path: {table}}}\nmodel: {{kind: mlp, hidden: [8]}}\n")
+    assert main(["train", str(file), "data.target=y", "train.steps=60", f"run_dir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "data: 48/6/6 rows, 2 columns -> 2 inputs, target y (no, yes)\n" in said
+    assert "note: read with semicolons between the cells" in said
+    assert "note: column 'a' holds texts that are read as numbers" in said
+    new = write(tmp_path / "new.csv", "a;b\n0,95;1\n0,05;1\n")
+    assert main(["predict", str(tmp_path / "run"), f"data.path={new}", f"out={tmp_path / 'out.jsonl'}"]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [answer["class"] for answer in answers] == ["yes", "no"]
