@@ -66,7 +66,12 @@ def test_a_spreadsheet_of_semicolons_and_decimal_commas_trains_and_predicts(
     ]
     table = write(tmp_path / "a.csv", "a;b;y\n" + "".join(rows).replace(".", ","))
     file = write(tmp_path / "t.yaml", f"data: {{kind: table, path: {table}}}\nmodel: {{kind: mlp, hidden: [8]}}\n")
-    assert main(["train", str(file), "data.target=y", "train.steps=60", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert (
+        main(
+            ["train", str(file), "data.target=y", "train.steps=90", "optimizer.lr=0.02", f"run_dir={tmp_path / 'run'}"]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "data: 48/6/6 rows, 2 columns -> 2 inputs, target y (no, yes)\n" in said
     assert "note: read with semicolons between the cells" in said
