@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.random import Generator
 from torch import Tensor
 
 from core.errors import ConfigError
@@ -176,6 +177,23 @@ class ClassMetrics(Metrics):
             ("scores do not sum to the weight", negative + positive, state["weight"]),
             ("scores are not of the classes in confusion", positive, state["confusion"].sum(1)[-self.ranked :]),
         ]
+
+    def in_blocks(self, state: State, size: int, draws: Generator) -> State:
+        """The same shares, told in blocks of `size` examples: every cell is a multiple of it, and so is their sum.
+
+        By systematic sampling, so that the mean of each cell over draws is its share of the sum. For examples that
+        count once each.
+        """
+        total = float(state["weight"]) // size * size
+        confusion = _in_blocks(state["confusion"].flatten(), total, size, draws).view_as(state["confusion"])
+        support, scores = confusion.sum(1)[-self.ranked :], torch.zeros_like(state["scores"])
+        for place in range(self.ranked):
+            sums = (total - float(support[place]), float(support[place]))
+            for sign, own in enumerate(sums):
+                scores[sign, place] = _in_blocks(state["scores"][sign, place], own, size, draws)
+        weight = torch.full_like(state["weight"], total)
+        loss = state["loss"] * (weight / state["weight"].clamp(min=1))
+        return {"loss": loss, "weight": weight, "confusion": confusion, "scores": scores}
 
     def _bin(self, odds: Tensor) -> Tensor:
         """Bins of log-odds, equally wide after x / (1 + |x|): fine near 0, and no score is too large for them."""
@@ -367,6 +385,15 @@ class RealMetrics(Metrics):
         if (spread > 1e-13 * state["square"]).all():  # below is rounding of a constant
             values["r2"] = (1 - state["squared_error"] / spread).mean().item()
         return values
+
+
+def _in_blocks(cells: Tensor, total: float, size: int, draws: Generator) -> Tensor:
+    """Cells [N] scaled to sum to `total`, a multiple of `size`, and each rounded to one so that the sums stay."""
+    sums, shift = cells.cumsum(0), float(draws.random())
+    if not total or not sums[-1] > 0:
+        return torch.zeros_like(cells)
+    blocks = (sums / sums[-1] * (total / size) + shift).floor()
+    return blocks.diff(prepend=blocks.new_zeros(1)) * size
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

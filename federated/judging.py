@@ -48,6 +48,9 @@ def tell(federation: Federation, judged: Judged, round: int, report: Callable[[R
     place, metrics = {"round": round, "rounds": federation.run.rounds}, metrics_for(federation)
     for told in judged.failed:
         report({"event": "client_failed", "round": round, "client": told.client, **told.reason})
+    if judged.withheld:
+        said = f"round {round}: clients that withhold their evaluation, for they hold out too few examples"
+        report({"event": "withheld", "message": said, "clients": sorted(judged.withheld)})
     for model, state in judged.states.items():
         own = sorted((v for v in judged.verdicts if v.model == model), key=lambda v: v.client)
         values, spread = metrics.compute(state), spread_of(own)

@@ -8,6 +8,7 @@ from core.recipe import Recipe
 from federated.attacks import AttackConfig
 from federated.clock.devices import Devices
 from federated.partition import IID, PartitionConfig
+from federated.policy import Policy
 from federated.strategies import FedAvg, StrategyConfig
 from federated.transforms import TransformConfig
 
@@ -48,6 +49,8 @@ class FederateRun:
     one of its own), Ray workers; `flower` starts a SuperLink and a SuperNode for each client. `backend` `vmap` trains
     clients as rows of one matrix, `loop` one after the other, `auto` decides by the model. `max_norm` and `max_weight`
     bound what a reply may hold; null is no bound. A node of a Flower deployment has `timeout_s` seconds for an answer.
+    `statistics` is what a client lets out in an evaluation; null hides nothing. A node that reads its own data goes by
+    its own config, and by this where it is stricter.
     """
 
     recipe: Recipe
@@ -62,6 +65,7 @@ class FederateRun:
     devices: Devices | None = None
     attack: AttackConfig | None = None
     evaluate: Evaluation = field(default_factory=Evaluation)
+    statistics: Policy | None = None
     max_norm: float | None = None
     max_weight: float | None = None
     engine: Literal["inproc", "pool", "flower"] = "inproc"

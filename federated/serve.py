@@ -54,6 +54,9 @@ def begin(federation: Federation, directory: RunDirectory, watch: Watch, round: 
     if federation.partition is not None and federation.central is not None:
         directory.replace(PICTURE, svg_picture(federation.partition, federation.central))
     watch.report({"event": "federation", **said_of(federation), "round": round})
+    if policy := federation.run.statistics:
+        said = f"classes and scores of each client's evaluation, but in blocks of {policy.least_count} examples"
+        watch.report({"event": "withheld", "message": said})
     if hasattr(federation.run.strategy, "kept"):
         said = "norm layers stay with the clients; the server judges and saves the model with their first values"
         watch.report({"event": "warning", "message": said})

@@ -60,11 +60,12 @@ class Verdict:
 class Judged:
     """What held-out examples say: metric states by model ("shared", "personal"), which add, and each client's verdict.
 
-    failed: clients that could not judge."""
+    failed: clients that could not judge; withheld: those whose policy lets nothing of so few examples out."""
 
     states: dict[str, State] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     failed: list[Told] = field(default_factory=list)
+    withheld: list[int] = field(default_factory=list)
 
     def merge(self, other: "Judged") -> None:
         """Takes in what others judged."""
@@ -72,6 +73,7 @@ class Judged:
             self.states[model] = Metrics.merge(self.states[model], state) if model in self.states else state
         self.verdicts += other.verdicts
         self.failed += other.failed
+        self.withheld += other.withheld
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,10 @@ class Site:
             except Exception as error:  # noqa: BLE001 - as in training
                 judged.failed.append(Told.failed(work.client, error))
             else:
-                if len(data.splits["validation"]):
+                held_out, policy = len(data.splits["validation"]), self.run.statistics
+                if policy and 0 < held_out < policy.least_count:
+                    judged.withheld.append(work.client)
+                elif held_out:
                     pairs.append((work, data))
         tuned = self._fine_tuned(order, pairs, fine_tune) if fine_tune else {}
         for work, data in pairs:
@@ -276,9 +281,11 @@ class Site:
 
     def _verdict(self, model: str, client: int, data: Data, vector: Tensor) -> Judged:
         self._load(vector)
-        state = self._state(data, "validation")
-        metrics = self._metrics(data).compute(state)
-        return Judged({model: state}, [Verdict(client, model, len(data.splits["validation"]), metrics)])
+        state, metrics = self._state(data, "validation"), self._metrics(data)
+        if policy := self.run.statistics:
+            state = policy.judged(metrics, state, self.run.recipe.seed, "judge", client)
+        verdict = Verdict(client, model, len(data.splits["validation"]), metrics.compute(state))
+        return Judged({model: state}, [verdict])
 
     def _load(self, vector: Tensor) -> None:
         """Gives the task that judges these weights [D], if it has not got them already."""

@@ -5,15 +5,14 @@ statistics = finish(reduce(merge, states), request)
 
 `quantiles` asks in rounds how many rows lie below given edges, so that only counts leave a client. Rows count once,
 whatever their example weight. All is in float64 and in the units of the table: its normalization is undone. Merging in
-another order changes rounding only. A state's `low` and `high`, and a quantile that is searched to the last digit, are
-the values of single rows; give `quantiles` a tolerance where that says too much.
+another order changes rounding only. What of its rows a client lets out its `Policy` says: groups of rows, no extremes,
+nothing of too few; what was withheld is in the result.
 """
 
-import itertools
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -22,8 +21,11 @@ from torch import Tensor
 from core.data import Data
 from core.data.preprocess import Category, Number, TableFit
 from core.errors import ConfigError, DataError, WorkerError
+from federated.policy import Policy
 
-State = dict[str, Tensor]  # float64; count, sum, mean, m2, low and high are [F], histogram [F, E - 1], labels [C]
+# float64; count, sum, mean, m2, low and high (NaN: withheld) are [F], histogram [F, E - 1], labels [C]; [] are `sites`
+# that tell of their rows, `silent` ones, `hidden` rows of labels, and `least_sites` that a sum must have
+State = dict[str, Tensor]
 Ask = Callable[[Tensor], Tensor]  # edges [E] -> counts [E + 1], summed over the clients
 
 PARTS = 64  # that a round of `quantiles` cuts every bracket into: of a float's 64 bits it settles 6
@@ -34,13 +36,14 @@ class Request:
     """What a server asks of every client: of F columns by name, and of the targets if it names their classes [C].
 
     edges [E], or [F, E] for edges of each column's own, ask for histograms, whose bins are those of numpy.histogram:
-    closed on the left, the last one on both sides, and what lies outside is not counted.
+    closed on the left, the last one on both sides, and what lies outside is not counted. sites: how many are asked.
     """
 
     columns: tuple[str, ...]
     classes: tuple[str, ...] = ()
     edges: Tensor | None = None
     split: str = "train"
+    sites: int = 1
 
     def __post_init__(self) -> None:
         if not self.columns and not self.classes:
@@ -62,7 +65,8 @@ class Request:
 class Statistics:
     """Of the rows of all clients together. Each tensor is float64 [F]; `variance` divides by the count.
 
-    squares: the sum of squares; histogram [F, E - 1]; labels: how many rows each class has.
+    squares: the sum of squares; histogram [F, E - 1]; labels: how many rows each class has; hidden: rows of classes
+    that are withheld. low and high are NaN where a site withholds them. withheld: in words, what is not in the numbers.
     """
 
     columns: tuple[str, ...]
@@ -75,6 +79,8 @@ class Statistics:
     high: Tensor
     histogram: Tensor | None
     labels: dict[str, int]
+    hidden: int = 0
+    withheld: tuple[str, ...] = ()
 
     @property
     def std(self) -> Tensor:
@@ -90,35 +96,54 @@ class Statistics:
         return {name: getattr(self, name)[at].item() for name in names}
 
 
-def summarize(clients: Iterable[Data], request: Request | None = None) -> Statistics:
+def summarize(clients: Iterable[Data], policy: Policy, request: Request | None = None) -> Statistics:
     """The statistics of the clients' union; of all numeric columns unless said. DataError if there is no row."""
-    clients = iter(clients)
-    first = next(clients, None)
-    if first is None:
+    clients = list(clients)
+    if not clients:
         raise DataError("statistics: there is no client; give at least one")
-    asked = request or Request.of(first)
-    return finish(reduce(merge, (local(data, asked) for data in itertools.chain([first], clients))), asked)
+    asked = replace(request or Request.of(clients[0]), sites=len(clients))
+    return finish(reduce(merge, (local(data, asked, policy) for data in clients)), asked)
 
 
-def local(data: Data, request: Request) -> State:
+def local(data: Data, request: Request, policy: Policy) -> State:
     """A client's answer. DataError if it lacks a column, or has a class that the request does not name."""
-    values = _columns(data, request.columns, request.split)
+    values, rows = _columns(data, request.columns, request.split), data.sizes[request.split]
+    labels = _labels(data, request) if request.classes else torch.zeros(0, dtype=torch.float64)
+    is_silent = 0 < rows < policy.least_count or request.sites < policy.least_sites
+    if is_silent:
+        values, labels = values[:, :0], torch.zeros_like(labels)
+    state = _moments(values) | _range(values, policy)
+    if request.edges is not None:
+        told = torch.stack([policy.coarse(column) for column in values]) if values.numel() else values
+        state["histogram"] = _histogram(told, request.edges)
+    if request.classes:
+        state["labels"] = policy.cells(labels)
+    hidden = float(labels.sum() - state["labels"].sum()) if request.classes else 0.0
+    numbers = {"sites": float(rows > 0 and not is_silent), "silent": float(is_silent), "hidden": hidden}
+    numbers["least_sites"] = float(policy.least_sites)
+    return state | {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+
+
+def _moments(values: Tensor) -> State:
+    """Of values [F, N]."""
     count = torch.full((len(values),), values.shape[1], dtype=torch.float64)
     total = values.sum(1)
     mean = total / count.clamp(min=1)
-    state = {"count": count, "sum": total, "mean": mean, "m2": (values - mean[:, None]).square().sum(1)}
+    return {"count": count, "sum": total, "mean": mean, "m2": (values - mean[:, None]).square().sum(1)}
+
+
+def _range(values: Tensor, policy: Policy) -> State:
+    if not policy.extremes:
+        return {name: torch.full((len(values),), math.nan, dtype=torch.float64) for name in ("low", "high")}
+    if values.numel():
+        return {"low": values.amin(1), "high": values.amax(1)}
     # of no rows: what leaves the other side of a merge as it is
-    state["low"] = values.amin(1) if values.numel() else torch.full_like(mean, math.inf)
-    state["high"] = values.amax(1) if values.numel() else torch.full_like(mean, -math.inf)
-    if request.edges is not None:
-        state["histogram"] = _histogram(values, request.edges)
-    if request.classes:
-        state["labels"] = _labels(data, request)
-    return state
+    nothing = torch.full((len(values),), math.inf, dtype=torch.float64)
+    return {"low": nothing, "high": -nothing}
 
 
 def merge(a: State, b: State) -> State:
-    """The state of both rows together. All tensors add, but `low`, `high`, `mean` and `m2`.
+    """The state of both rows together. All tensors add, but `low`, `high`, `mean`, `m2` and `least_sites`.
 
     Mean and m2, the sum of squares about the mean, merge as in Chan, Golub and LeVeque (1979, eq. 2.1): no digits are
     lost where the mean is large beside the spread. DataError if the states answer different requests.
@@ -132,15 +157,22 @@ def merge(a: State, b: State) -> State:
         "m2": a["m2"] + b["m2"] + apart.square() * a["count"] * share,
         "low": torch.minimum(a["low"], b["low"]),
         "high": torch.maximum(a["high"], b["high"]),
+        "least_sites": torch.maximum(a["least_sites"], b["least_sites"]),
     }
     return {name: own[name] if name in own else a[name] + b[name] for name in a}
 
 
 def finish(state: State, request: Request) -> Statistics:
-    """What the merged state says. DataError if no client had a row."""
+    """What the merged state says. DataError if no client had a row, or too few sites tell of theirs."""
     count, mean = state["count"], state["mean"]
-    if request.columns and not count[0] > 0:
+    sites, least, silent = (int(state[name]) for name in ("sites", "least_sites", "silent"))
+    if not sites and not silent:
         raise DataError(f"statistics: no client has a row in its split '{request.split}'")
+    if sites < least:
+        raise DataError(
+            f"statistics: {sites} of {request.sites} sites tell of their rows, and a sum is of {least} or more "
+            "(statistics.least_sites); ask more sites"
+        )
     labels = dict(zip(request.classes, map(int, state["labels"].tolist()), strict=True)) if request.classes else {}
     return Statistics(
         columns=request.columns,
@@ -153,7 +185,18 @@ def finish(state: State, request: Request) -> Statistics:
         high=state["high"],
         histogram=state.get("histogram"),
         labels=labels,
+        hidden=int(state["hidden"]),
+        withheld=tuple(_withheld(state)),
     )
+
+
+def _withheld(state: State) -> Iterator[str]:
+    if silent := int(state["silent"]):
+        yield f"all of {silent} {'site' if silent == 1 else 'sites'} with too few rows"
+    if bool(state["low"].isnan().any()):
+        yield "the least and the largest values"
+    if hidden := int(state["hidden"]):
+        yield f"the labels of {hidden} rows"
 
 
 # --- one client's columns ------------------------------------------------------------------------------------------
@@ -172,10 +215,16 @@ def counts(values: Tensor, edges: Tensor) -> Tensor:
     return torch.bincount(torch.bucketize(values.double(), edges), minlength=len(edges) + 1)
 
 
-def asking(clients: Sequence[Data], name: str, split: str = "train") -> Ask:
-    """What `quantiles` asks, where the clients are at hand: each counts its own rows, and the counts are summed."""
+def asking(clients: Sequence[Data], name: str, policy: Policy, split: str = "train") -> Ask:
+    """What `quantiles` asks, where the clients are at hand: each counts its own rows, and the counts are summed.
+
+    A client counts the middles of its groups in place of its rows, so that no number of questions tells where a row is.
+    """
     columns = [column(data, name, split) for data in clients]  # once, not in every round
-    return lambda edges: torch.stack([counts(values, edges) for values in columns]).sum(0)
+    told = [policy.coarse(values) for values in columns if len(values) >= policy.least_count]
+    if len(told) < policy.least_sites:
+        told = []
+    return lambda edges: sum((counts(values, edges) for values in told), torch.zeros(len(edges) + 1, dtype=torch.long))
 
 
 def _fitted(data: Data) -> TableFit:

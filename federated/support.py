@@ -127,6 +127,8 @@ def check(run: FederateRun) -> None:
         if applies(run):
             raise ConfigError(message)
     require(run.transforms)
+    if run.statistics:
+        run.statistics.require_unweighted(run.recipe.data)
     refuse = getattr(run.strategy, "require_optimizer", None)
     if refuse:
         refuse(run.recipe.optimizer)

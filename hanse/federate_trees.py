@@ -84,7 +84,7 @@ def _grown(run: TreesRun, clients: Sequence[Data], data: Data, log: "Log") -> Su
     log({"event": "federation", **said, "round": 0})
     try:
         with _pool(run) as pool:
-            forest = simulate_trees(dataclasses.replace(run.trees, seed=run.seed), clients, pool, log)
+            forest = simulate_trees(dataclasses.replace(run.trees, seed=run.seed), clients, pool, log, run.statistics)
     except _Stopped:
         directory.finish("stopped")
         return {"ended": "stopped", "rounds": log.rounds}

@@ -81,6 +81,8 @@ def read_judged(message: Message, client: int, wanted: Judgeable) -> Judged | Fa
         states = read_tensors(arrays, forms)
     except Malformed as error:
         return Fault(f"evaluation: {error}", client)
+    if not models and int(wanted.held_out[client]):
+        return Judged(withheld=[client])
     for model, before in models.items():
         state, examples = {name: states[f"{model}.{name}"] for name in shapes}, numbers[before + WEIGHT]
         text = _examples_fault(examples, client, wanted) or metrics.fault(state) or _weight_fault(state, wanted, client)

@@ -20,6 +20,7 @@ from federated.clients import NOTHING, PartitionedClients, Subset
 from federated.federation import Federation
 from federated.flower.app_config import OWN_DATA
 from federated.partition import Partition
+from federated.policy import Policy
 from federated.run import FederateRun
 
 DATA_PATH, MODEL_PATH = "data-path", "model-path"  # keys of a node's config: its files, and its copy of the first model
@@ -110,7 +111,10 @@ def on_node(run: FederateRun, node_config: Mapping[str, Any], client: int) -> Fe
         )
     first = _first(run, model)
     recipe = replace(run.recipe, data=replace(run.recipe.data, path=data))
-    run = _looped(replace(run, recipe=recipe, init=first, devices=None))  # devices may name a file; no node needs them
+    policy = Policy.of_node(node_config).stricter(run.statistics)  # who started this node decides, not the server
+    policy.require_unweighted(recipe.data)
+    run = replace(run, recipe=recipe, init=first, devices=None, statistics=policy)  # devices may name a file
+    run = _looped(run)
     return Federation(run, OwnClients(run, Preprocess.load(first), client), None, read_weights(first))
 
 

@@ -4,9 +4,9 @@ The JSON lists trees in the order in which they were grown; of a model with 3 or
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,16 +16,18 @@ from torch import Tensor
 from core.data import Data
 from core.errors import ConfigError, DataError
 from core.randomness import seed_of
+from federated.policy import Policy
 from federated.trees.config import Plan
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs [N, F] float32, targets [N] and example weights [N] float32 of one client."""
+    """Inputs [N, F] float32, targets [N] and example weights [N] float32 of one client. least: rows of a leaf."""
 
     inputs: Tensor
     targets: Tensor
     weight: Tensor
+    least: int = 0
 
     @classmethod
     def of(cls, data: Data, split: str, plan: Plan) -> "Rows":
@@ -40,6 +42,11 @@ class Rows:
             told = "{} targets of {} outputs and {} inputs"
             raise DataError(f"trees: this client has {told.format(*have)}, the others {told.format(*need)}")
         return cls(inputs, targets.reshape(len(inputs)), weight)
+
+    def under(self, policy: Policy) -> Self:
+        """The same as trees may see them: inputs are those of groups, for they become a tree's thresholds."""
+        columns = [policy.lowered(column) for column in self.inputs.double().T]
+        return replace(self, inputs=torch.stack(columns, dim=1).float(), least=policy.least_count)
 
 
 def library() -> Any:
@@ -64,7 +71,7 @@ def grow(model: bytes, rows: Rows, plan: Plan, *key: int) -> bytes:
     xgboost = library()
     matrix = xgboost.DMatrix(rows.inputs.numpy(), label=rows.targets.numpy(), weight=rows.weight.numpy(), nthread=1)
     seed = seed_of(plan.config.seed, "trees", *key) % 2**31  # all that the library's generator takes
-    parameters, steps = plan.library_parameters(seed), plan.config.local_trees
+    parameters, steps = plan.library_parameters(seed, rows.least), plan.config.local_trees
     return _raw(xgboost.train(parameters, matrix, num_boost_round=steps, xgb_model=_booster(model)))
 
 

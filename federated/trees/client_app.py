@@ -16,20 +16,22 @@ from core.errors import DataError
 from core.metrics import Metrics, State
 from core.objectives.supervised import Classification, Regression
 from core.task import Batch
+from federated.policy import Policy
 from federated.trees.booster import Rows, grow, library, outputs, share_of
 from federated.trees.config import Plan
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # the names that Flower's strategies use
+WITHHELD = "withheld"  # in place of an evaluation: too few rows for the client's policy
 HELD_OUT = "validation"  # the split that a client measures on
 # What reading a message from outside may raise; an array's header may claim more than there is memory
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, MemoryError)
 
 
-def client_app(load: Callable[[int], Data]) -> ClientApp:
+def client_app(load: Callable[[int], Data], policy: Policy | None = None) -> ClientApp:
     """A Flower app whose clients have the data that `load` gives for their number, the node's partition id.
 
     The first question of a server is whether a client is ready; its answer says how many rows it has, and what its
-    targets sum up to.
+    targets sum up to. policy: what they let out of their rows; None hides nothing.
     """
     app = ClientApp()
 
@@ -39,6 +41,8 @@ def client_app(load: Callable[[int], Data]) -> ClientApp:
         rows = _rows(load, message, context, "train")
         if not len(rows.inputs):
             raise DataError("trees: this client has no row to train on; leave it out")
+        if policy:
+            policy.require(len(rows.inputs), _plan(message).clients)
         weight = rows.weight.double()
         sums = {"weight": weight.sum().item(), "sum": (weight @ rows.targets.double()).item()}
         return Message(_content(context, rows, sums), reply_to=message)
@@ -46,6 +50,7 @@ def client_app(load: Callable[[int], Data]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         plan, rows = _plan(message), _rows(load, message, context, "train")
+        rows = rows.under(policy) if policy else rows
         record: Any = message.content[CONFIG]
         model = grow(model_of(message.content), rows, plan, record["server-round"], _number(context))
         content = _content(context, rows)
@@ -55,7 +60,12 @@ def client_app(load: Callable[[int], Data]) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         plan, rows = _plan(message), _rows(load, message, context, HELD_OUT)
+        if policy and 0 < len(rows.inputs) < policy.least_count:
+            return Message(_content(context, rows, {WITHHELD: 1.0}), reply_to=message)
         state = measured(model_of(message.content), rows, plan)
+        if policy:
+            key = plan.config.seed, "judge", _number(context)
+            state = policy.judged(Metrics.of(plan.target, plan.outputs), state, *key)
         return Message(_content(context, rows, {k: v.flatten().tolist() for k, v in state.items()}), reply_to=message)
 
     return app

@@ -83,12 +83,20 @@ class Plan:
         config = TreesConfig(**{name: record[name] for name in TreesConfig.__dataclass_fields__})
         return cls(config, **{name: record[name] for name in cls.__dataclass_fields__ if name != "config"})
 
-    def library_parameters(self, seed: int) -> dict[str, Any]:
-        """XGBoost's names. One thread: sums of gradients in another order would round otherwise."""
+    def library_parameters(self, seed: int, least_rows: int = 0) -> dict[str, Any]:
+        """XGBoost's names. One thread: sums of gradients in another order would round otherwise.
+
+        least_rows: of a leaf. The library bounds the sum of a leaf's second derivatives, which for a row are at most
+        1 (squared error), p (1 - p) <= 1/4 (two classes) or 2 p (1 - p) <= 1/2 (more).
+        """
         objective = "reg:squarederror" if self.target == "real" else "binary:logistic"
         chosen: dict[str, Any] = {"objective": objective}
         if self.width > 1:
             chosen = {"objective": "multi:softprob", "num_class": self.outputs}
+        if least_rows:
+            chosen["min_child_weight"] = least_rows * (
+                1.0 if self.target == "real" else 0.25 if self.width == 1 else 0.5
+            )
         return {
             **chosen,
             "base_score": self.start,

@@ -7,6 +7,7 @@ from core.data import Data, DataConfig, Table, load
 from core.errors import ConfigError
 from federated.clients import PartitionedClients
 from federated.partition import IID, Partition, PartitionConfig, make_partition
+from federated.policy import Policy
 from federated.trees.config import TreesConfig
 
 
@@ -16,7 +17,8 @@ class TreesRun:
 
     `target` says what is predicted: a class, or a real value. Each client holds out the share `held_out` of its rows.
     `seed` addresses every draw, those of the trees too. `engine`: `inproc` is this process, `pool` spreads clients over
-    `workers` processes or, with an `address`, Ray workers.
+    `workers` processes or, with an `address`, Ray workers. `statistics` is what a client lets out in its leaves and in
+    an evaluation; null hides nothing.
     """
 
     data: DataConfig
@@ -32,6 +34,7 @@ class TreesRun:
     cpus_per_worker: float = 1.0
     address: str | None = None
     run_dir: str | None = None
+    statistics: Policy | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, Table):
@@ -46,6 +49,8 @@ class TreesRun:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker}")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out}")
+        if self.statistics:
+            self.statistics.require_unweighted(self.data)
         if self.address is not None and self.engine != "pool":
             raise ConfigError("address: only goes with engine=pool; set engine=pool")
 

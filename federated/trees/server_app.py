@@ -19,7 +19,7 @@ from core.errors import ResourceError, WorkerError
 from core.metrics import Metrics, State
 from federated.inspection import LARGEST_WEIGHT, count_fault
 from federated.trees.booster import empty, settled
-from federated.trees.client_app import ARRAYS, CONFIG, MALFORMED, METRICS, model_of, record_of
+from federated.trees.client_app import ARRAYS, CONFIG, MALFORMED, METRICS, WITHHELD, model_of, record_of
 from federated.trees.config import Plan, TreesConfig
 from federated.trees.inspection import fault
 
@@ -152,6 +152,9 @@ class Desk:
         zero = self.metrics.zero()
         total = zero
         for reply in self._in_order(turn, replies):
+            if WITHHELD in reply.content.get(METRICS, {}):
+                self._withheld(turn, reply.metadata.src_node_id)
+                continue
             try:
                 state = _state_of(reply.content, zero)
                 text = self.metrics.fault(state) or _weight_fault(state)
@@ -166,6 +169,10 @@ class Desk:
         if metrics:
             self.report({"round": turn, "rounds": self.plan.config.rounds, "split": "clients", **metrics})
         return MetricRecord(dict(metrics))
+
+    def _withheld(self, turn: int, node: int) -> None:
+        said = f"round {turn}: a client that withholds its evaluation, for it holds out too few rows"
+        self.report({"event": "withheld", "message": said, "clients": [self.nodes.index(node)]})
 
     def _blame(self, event: str, fault: Fault) -> None:
         self.faults.append(fault)

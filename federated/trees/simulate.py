@@ -18,6 +18,7 @@ from core.errors import ConfigError
 from core.pool import LocalPool, Shared, WorkerPool
 from federated.flower.grid import PoolGrid
 from federated.flower.node import Nodes
+from federated.policy import Policy
 from federated.trees.booster import library
 from federated.trees.client_app import client_app
 from federated.trees.config import TreesConfig
@@ -31,11 +32,13 @@ def simulate_trees(
     clients: Sequence[Data],
     pool: WorkerPool | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
+    policy: Policy | None = None,
 ) -> Forest:
     """Grows a forest across clients that train on `train` and are measured on `validation`. The same on any pool.
 
     report: called with what passes between server and clients, see `federated.flower.traffic`, and with what the
     server says, see `server_app`; an error that it raises at an event `exchange` ends the run.
+    policy: see `client_app`.
 
     ConfigError without clients, without the library, or for data that trees do not take; WorkerError if a client is not
     ready or none ever trained.
@@ -45,7 +48,7 @@ def simulate_trees(
         raise ConfigError("trees: there is no client; give at least one")
     pool = pool or LocalPool()
     shared = pool.share(tuple(clients))
-    nodes = Nodes(partial(_app, shared), len(clients), Run.create_empty(RUN), {}, config.seed)
+    nodes = Nodes(partial(_app, shared, policy), len(clients), Run.create_empty(RUN), {}, config.seed)
     found: list[Forest] = []
     grid = PoolGrid(pool, nodes, report)
     server = server_app(config, clients[0].spec, len(clients), found.append, clients[0].unit, grid.say)
@@ -69,5 +72,5 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _app(shared: Shared[tuple[Data, ...]]) -> ClientApp:
-    return client_app(lambda number: shared.get()[number])
+def _app(shared: Shared[tuple[Data, ...]], policy: Policy | None) -> ClientApp:
+    return client_app(lambda number: shared.get()[number], policy)

@@ -97,10 +97,12 @@ def statistics(file: str, words: Sequence[str], console: Console) -> int:
     overrides = read_overrides(words)
     own = {name: overrides.pop(name) for name in ("quantiles",) if name in overrides}
     wanted = parse(Wanted, own)
-    clients = clients_of(file, overrides)
-    columns, labels = described(clients, wanted)
+    clients, policy = clients_of(file, overrides)
+    columns, labels, withheld = described(clients, policy, wanted)
     console.rows("column", columns)
     console.rows("label", labels)
+    if withheld:
+        console.event("withheld", message=f"{', '.join(withheld)}; the section `statistics` says what sites tell")
     said = {"clients": len(clients), "rows": sum(data.sizes["train"] for data in clients), "columns": len(columns)}
     others = [shlex.quote(word) for word in words if not word.startswith("quantiles=")]
     console.end(None, said, [" ".join(["hanse federate partition", file, *others])])

@@ -21,6 +21,7 @@ from core.storage.store import read_run
 from federated.client_app import _site
 from federated.federation import Federation
 from federated.flower.own_data import OwnClients, on_node, on_server
+from federated.policy import Policy
 from federated.run import FederateRun
 from federated.server_app import app as server_app
 from hanse.console import Console
@@ -110,6 +111,18 @@ def test_a_node_has_its_own_rows_and_nobody_elses(place: Path) -> None:
         assert torch.allclose(found.sort(0).values, torch.tensor(wanted, dtype=torch.float32).sort(0).values, atol=1e-5)
         with pytest.raises(AssertionError, match="is not here"):
             clients.data((client + 1) % 3, 5)
+
+
+def test_a_nodes_policy_is_its_own_whatever_the_servers_config_says(place: Path) -> None:
+    open_to_all = {"least_count": 1, "bins_share": 1.0, "tolerance": 0.0, "extremes": True, "least_sites": 1}
+    for wanted in (None, open_to_all):
+        own = on_node(run_of(place, statistics=wanted), node(place, 1), 1).run.statistics
+        assert own == Policy()
+    own = on_node(run_of(place, statistics=open_to_all), node(place, 1) | {"least-count": 30}, 1).run.statistics
+    assert own is not None and own.least_count == 30
+    weighted = run_of(place, data={**CONFIG["data"], "weight": "c"})
+    with pytest.raises(ConfigError, match=r"data\.weight: examples with weights of their own cannot be counted"):
+        on_node(weighted, node(place, 1), 1)
 
 
 @pytest.fixture

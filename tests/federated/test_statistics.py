@@ -16,6 +16,7 @@ from core.data.examples import Stacked
 from core.data.preprocess import Category, Number, TableFit
 from core.errors import ConfigError, DataError, WorkerError
 from federated.clients import Subset
+from federated.policy import Policy
 from federated.statistics import (
     Request,
     Statistics,
@@ -30,6 +31,7 @@ from federated.statistics import (
 )
 
 MIXED = (Number("age", 40.0, 12.5), Category("city", ("a", "b"), True), Number("income", -3.0, 2.0))
+OPEN = Policy(least_count=1, bins_share=1.0, tolerance=0.0, extremes=True, least_sites=1)  # hides nothing
 FLOATS = st.floats(-1e6, 1e6, allow_subnormal=True)
 
 
@@ -70,7 +72,7 @@ def agree(statistics: Statistics, values: np.ndarray) -> None:
 
 def test_five_clients_say_what_numpy_says_of_the_whole_table() -> None:
     data = load(Table(path="bundled:breast_cancer"), "class")
-    statistics = summarize(cut(data, 5))
+    statistics = summarize(cut(data, 5), OPEN)
     values = torch.stack([column(data, name) for name in statistics.columns], dim=1)
     agree(statistics, values.numpy())
     labels = np.bincount(data.splits["train"].targets)  # type: ignore[attr-defined]
@@ -79,7 +81,7 @@ def test_five_clients_say_what_numpy_says_of_the_whole_table() -> None:
 
 def test_columns_are_numbers_and_the_real_target_in_the_units_of_the_table() -> None:
     inputs, targets = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 50)[:, None]
-    statistics = summarize(cut(table(inputs, targets), 3))
+    statistics = summarize(cut(table(inputs, targets), 3), OPEN)
     assert statistics.columns == ("age", "income", "height")
     units = np.array([12.5, 2.0, 9.0]), np.array([40.0, -3.0, 170.0])
     agree(statistics, torch.cat([inputs[:, [0, 3]], targets], 1).double().numpy() * units[0] + units[1])
@@ -89,7 +91,7 @@ def test_columns_are_numbers_and_the_real_target_in_the_units_of_the_table() -> 
 def test_no_digits_are_lost_where_the_mean_is_large_beside_the_spread() -> None:
     values = 1e7 + np.random.default_rng(0).normal(size=(1000, 1))  # sums of squares would keep two digits
     clients = [single(part.ravel().tolist()) for part in np.array_split(values, 7)]
-    assert math.isclose(summarize(clients).of("x")["variance"], values.var(), rel_tol=1e-9)
+    assert math.isclose(summarize(clients, OPEN).of("x")["variance"], values.var(), rel_tol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -99,7 +101,7 @@ def test_no_digits_are_lost_where_the_mean_is_large_beside_the_spread() -> None:
 def test_merging_is_the_union_also_of_clients_without_rows(parts: list[list[float]]) -> None:
     together = np.array([value for part in parts for value in part])
     request = Request(("x",))
-    states = [local(single(part), request) for part in parts]
+    states = [local(single(part), request, OPEN) for part in parts]
     for order in (states, states[::-1]):
         merged = finish(reduce(merge, order), request)
         np.testing.assert_allclose(merged.mean.item(), together.mean(), rtol=1e-9, atol=1e-9)
@@ -112,7 +114,7 @@ def test_merging_is_the_union_also_of_clients_without_rows(parts: list[list[floa
 def test_histograms_are_those_of_numpy_exactly(values: list[int], clients: int) -> None:
     edges = [-1.0, 0.0, 2.0, 2.5, 5.0]  # many values lie on an edge, some outside
     parts = [single([float(v) for v in part]) for part in np.array_split(values, clients)]
-    found = summarize(parts, Request(("x",), edges=torch.tensor(edges))).histogram
+    found = summarize(parts, OPEN, Request(("x",), edges=torch.tensor(edges))).histogram
     assert found is not None
     assert found[0].tolist() == np.histogram(values, edges)[0].tolist()
 
@@ -120,7 +122,7 @@ def test_histograms_are_those_of_numpy_exactly(values: list[int], clients: int) 
 def test_a_column_can_have_edges_of_its_own() -> None:
     data = table(torch.randn(200, 4, generator=torch.Generator().manual_seed(1)))
     edges = torch.tensor([[0.0, 30.0, 50.0], [-9.0, -3.0, 0.0]])
-    found = summarize(cut(data, 4), Request(("age", "income"), edges=edges)).histogram
+    found = summarize(cut(data, 4), OPEN, Request(("age", "income"), edges=edges)).histogram
     assert found is not None
     for row, name in enumerate(("age", "income")):
         assert found[row].tolist() == np.histogram(column(data, name).numpy(), edges[row].numpy())[0].tolist()
@@ -129,27 +131,27 @@ def test_a_column_can_have_edges_of_its_own() -> None:
 def test_classes_are_counted_by_name_although_a_client_numbers_them_otherwise() -> None:
     some = table(torch.zeros(4, 4), torch.tensor([0, 0, 1, 0]), ("cat", "dog"))
     other = table(torch.zeros(3, 4), torch.tensor([1, 1, 0]), ("dog", "eel"))
-    assert summarize([some, other], Request((), ("dog", "cat", "eel"))).labels == {"dog": 2, "cat": 3, "eel": 2}
+    assert summarize([some, other], OPEN, Request((), ("dog", "cat", "eel"))).labels == {"dog": 2, "cat": 3, "eel": 2}
     with pytest.raises(DataError, match="'eel'"):
-        summarize([some, other])
+        summarize([some, other], OPEN)
 
 
 def test_a_request_that_a_client_cannot_answer_is_refused() -> None:
     data = table(torch.zeros(4, 4))
     with pytest.raises(DataError, match="no numeric column 'city'"):
-        local(data, Request(("age", "city")))
+        local(data, Request(("age", "city")), OPEN)
     with pytest.raises(DataError, match="has no classes"):
-        local(data, Request(("age",), ("a", "b")))
+        local(data, Request(("age",), ("a", "b")), OPEN)
     with pytest.raises(ConfigError, match="no split 'test'"):
-        local(data, Request(("age",), split="test"))
+        local(data, Request(("age",), split="test"), OPEN)
     with pytest.raises(ConfigError, match=r"data\.kind is image"):
-        summarize([load(Image(path="bundled:digits"), "class")])
+        summarize([load(Image(path="bundled:digits"), "class")], OPEN)
     with pytest.raises(DataError, match="different requests"):
-        merge(local(data, Request(("age",))), local(data, Request(("age", "income"))))
+        merge(local(data, Request(("age",)), OPEN), local(data, Request(("age", "income")), OPEN))
     with pytest.raises(DataError, match="no client has a row"):
-        summarize([single([])])
+        summarize([single([])], OPEN)
     with pytest.raises(DataError, match="there is no client"):
-        summarize([])
+        summarize([], OPEN)
 
 
 @pytest.mark.parametrize("edges", [torch.tensor([1.0]), torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3, 2)])
@@ -167,7 +169,7 @@ def test_edges_that_make_no_bins_are_refused(edges: Tensor) -> None:
 )
 def test_quantiles_end_at_numpys_whatever_the_range(parts: list[list[float]], wanted: list[float]) -> None:
     rounds = []
-    ask = asking([single(part) for part in parts], "x")
+    ask = asking([single(part) for part in parts], "x", OPEN)
 
     def counted(edges: Tensor) -> Tensor:
         rounds.append(len(edges))
@@ -183,7 +185,7 @@ def test_quantiles_end_at_numpys_whatever_the_range(parts: list[list[float]], wa
 def test_the_quantiles_at_rows_are_exact() -> None:
     values = np.random.default_rng(3).normal(size=101)
     clients = [single(part.tolist()) for part in np.array_split(values, 4)]
-    found = quantiles(asking(clients, "x"), [0, 0.25, 0.5, 1], -10, 10)
+    found = quantiles(asking(clients, "x", OPEN), [0, 0.25, 0.5, 1], -10, 10)
     assert found == np.sort(values)[[0, 25, 50, 100]].tolist()
 
 
@@ -202,11 +204,11 @@ def test_a_tolerance_saves_rounds_and_bounds_the_error() -> None:
 
 
 def test_quantiles_refuse_what_they_cannot_find() -> None:
-    ask = asking([single([1.0, 2.0, 3.0])], "x")
+    ask = asking([single([1.0, 2.0, 3.0])], "x", OPEN)
     with pytest.raises(DataError, match="2 rows lie outside"):
         quantiles(ask, [0.5], 1.5, 2.5)
     with pytest.raises(DataError, match="no client has a row"):
-        quantiles(asking([single([])], "x"), [0.5], 0, 1)
+        quantiles(asking([single([])], "x", OPEN), [0.5], 0, 1)
     for wanted, low, high, tolerance in (
         ([1.5], 0, 1, 0),
         ([0.5], 1, 0, 0),
@@ -221,7 +223,7 @@ def test_quantiles_stop_when_a_client_has_left_between_two_rounds() -> None:
     clients = [single([1.0, 2.0]), single([3.0, 4.0, 5.0])]
 
     def ask(edges: Tensor) -> Tensor:
-        answer = asking(clients, "x")(edges)
+        answer = asking(clients, "x", OPEN)(edges)
         clients[1:] = []
         return answer
 

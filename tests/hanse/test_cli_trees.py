@@ -304,11 +304,31 @@ def described(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str
     return columns, labels, said[-1]["summary"]
 
 
+OPEN = "statistics={least_count: 1, bins_share: 1, tolerance: 0, extremes: true, least_sites: 1}"  # hides nothing
+
+
+def test_statistics_say_nothing_of_single_rows_unless_told_to(network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["federate", "statistics", network, "quantiles=[0.0, 0.5, 1.0]"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["column", "count", "mean", "std", "q0", "q50", "q100"]
+    (withheld,) = [line for line in said if line.startswith("withheld: ")]
+    assert "the least and the largest values" in withheld and withheld.endswith("`statistics` says what sites tell")
+    columns, labels, _ = described(capsys, network, "quantiles=[0.0, 0.5, 1.0]")
+    assert all(label["count"] == 0 or label["count"] >= 10 for label in labels.values())
+    values = read_table("wine").inputs
+    for name, own in zip(read_table("wine").columns, np.float32(values).astype(float).T, strict=True):
+        told = [columns[name][mark] for mark in ("q0", "q50", "q100")]
+        assert not set(told) & set(own) and own.min() < told[0] < told[2] < own.max()
+        assert told[1] == pytest.approx(np.median(own), abs=0.35 * own.std())
+    assert main(["federate", "statistics", network, "clients=2"]) == 3
+    assert "0 of 2 sites tell of their rows, and a sum is of 3 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("partition", ["{kind: iid}", "{kind: dirichlet, alpha: 0.3}"])
 def test_statistics_are_those_of_all_rows_together_whoever_has_them(
     partition: str, network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"partition={partition}", "data.split={validation: 0.0, test: 0.0}", "quantiles=[0, 0.25, 0.999]"]
+    words = [f"partition={partition}", "data.split={validation: 0.0, test: 0.0}", "quantiles=[0, 0.25, 0.999]", OPEN]
     columns, labels, said = described(capsys, network, *words)
     table = read_table("wine")
     assert said == {"clients": 4, "rows": 178, "columns": 13} and list(columns) == list(table.columns)
@@ -326,7 +346,7 @@ def test_statistics_are_those_of_all_rows_together_whoever_has_them(
 def test_statistics_of_real_targets_count_rows_that_clients_have_and_no_others(
     network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data.path=bundled:diabetes", "objective.kind=regression", "quantiles=[]"]
+    words = ["data.path=bundled:diabetes", "objective.kind=regression", "quantiles=[]", OPEN]
     columns, labels, said = described(capsys, network, *words)
     rows = load(Table(path="bundled:diabetes"), "real", 0).sizes["train"]
     assert not labels and said["rows"] == rows and list(columns)[-1] == "target"
@@ -340,7 +360,7 @@ def test_a_table_of_statistics_is_for_people_and_takes_the_file_of_trees_too(
     (tmp_path / "trees.yaml").write_text(FILE)
     assert main(["federate", "statistics", str(tmp_path / "trees.yaml"), "clients=3"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split() == ["column", "count", "mean", "std", "min", "q10", "q50", "q90", "max"]
+    assert said[0].split() == ["column", "count", "mean", "std", "q10", "q50", "q90"]
     assert "result  clients 3  rows 142  columns 13" in said
     assert said[-1] == f"next    hanse federate partition {tmp_path / 'trees.yaml'} clients=3"
 
