@@ -26,6 +26,7 @@ T = TypeVar("T")
 Mapped = dict[str, Any]
 
 MOST_BYTES = 1 << 20  # of a config file
+REPLACES = {"train.steps": "train.epochs"}  # an override of the first takes the second, which would win, out of a file
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -174,6 +175,9 @@ def read_overrides(words: Iterable[str]) -> Mapped:
 def apply(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapped:
     """A new mapping with dotted overrides applied. Changing a `kind` resets the other keys of its section."""
     result: Mapped = plain(mapping)
+    for key, other in REPLACES.items():
+        if key in overrides and overrides.get(other) is not None:
+            raise ConfigError(f"{key}: {other} is given too, and only one of them counts; keep one")
     kinds_first = sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind"))
     for dotted, value in kinds_first:
         *parents, last = dotted.split(".")
@@ -190,6 +194,8 @@ def apply(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapped:
         if last == "kind" and section.get("kind") != value:
             section.clear()
         section[last] = plain(value, dotted)
+        if dotted in REPLACES and REPLACES[dotted] not in overrides:
+            section.pop(REPLACES[dotted].rpartition(".")[2], None)
     return result
 
 

@@ -24,6 +24,7 @@ from core.storage.store import RunDirectory
 from core.train import Result, evaluate, fit, metrics_of
 
 Summary = dict[str, Any]
+TRAIN_LONGER = "train longer, with train.epochs=N or train.steps=N"
 
 
 def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary:
@@ -33,6 +34,7 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
     """
     recipe, began = run.recipe, time.perf_counter()
     data = load(recipe.data, recipe.goal.target, recipe.seed)
+    recipe = recipe.over(data.sizes["train"])
     require_same_data(directory, data, recipe.data.path, runtime)
     if runtime.rank == 0:
         note_data(directory, data, recipe.data.path, runtime.report)
@@ -53,6 +55,9 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
     if result.ended == "stopped":
         return summary
     summary |= score(recipe, data, result, runtime)
+    if runtime.rank == 0 and is_still_improving(result, recipe):
+        metric = f"{recipe.train.metric} was best at the last evaluation"
+        runtime.report({"event": "note", "message": f"{metric}: the model was still improving; {TRAIN_LONGER}"})
     final = gather(result.task.network.state_dict(), runtime)
     summary |= {"parameters": sum(t.numel() for t in result.task.parameters()), "weights_sha256": digest(final)}
     if runtime.rank == 0:
@@ -99,6 +104,12 @@ def score(recipe: Recipe, data: Data, result: Result, runtime: Runtime) -> Summa
         runtime.report({"step": progress.step, "split": split, **values})
     best = {"step": progress.best_step, "metric": recipe.train.metric, "value": progress.best}
     return {"split": split, "metrics": values, "details": metrics.details(state), "best": best}
+
+
+def is_still_improving(result: Result, recipe: Recipe) -> bool:
+    """Whether the training ended with its last evaluation as the best of several: more steps may make it better."""
+    every, step = recipe.train.evaluation_interval, result.progress.step
+    return result.ended == "done" and result.progress.best_step == step and 0 < every < step
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -24,6 +24,8 @@ from core.task import Task
 class Training:
     """The numbers of training. Counts are optimizer steps; `batch_size` is the global batch over all workers.
 
+    `epochs`, where set, replaces `steps`: so many passes over the training split. `evaluate_every: epoch` evaluates
+    after each pass. `over` turns both into steps.
     `accumulate` micro-batches make one step with the same result as one large batch. Gradients are added up over
     `shards` of the batch, a power of two, in one fixed order: any number of workers that divides it gives the same
     weights to the last bit, on CPUs of one kind. `clip` bounds the global gradient norm. `patience` stops after that
@@ -32,6 +34,7 @@ class Training:
     """
 
     steps: int = 600
+    epochs: int | None = None
     batch_size: int = 64
     accumulate: int = 1
     shards: int = 1
@@ -39,7 +42,7 @@ class Training:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool | Literal["auto"] = "auto"
     log_every: int = 10
-    evaluate_every: int = 0
+    evaluate_every: int | Literal["epoch"] = 0
     evaluate_batch: int = 256
     checkpoint_every: int = 100
     keep_last: int = 2
@@ -51,8 +54,10 @@ class Training:
         for name in ("steps", "batch_size", "accumulate", "shards", "log_every", "evaluate_batch", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}; null trains for train.steps")
         for name in ("evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
+            if getattr(self, name) != "epoch" and getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (only at the end) or more, got {getattr(self, name)}")
         if self.shards & (self.shards - 1):
             raise ValueError(f"shards must be a power of two, got {self.shards}")
@@ -65,6 +70,19 @@ class Training:
             raise ValueError(f"patience must be at least 1, got {self.patience}; null turns early stopping off")
         if (self.patience is not None or self.keep == "best") and not self.evaluate_every:
             raise ValueError("evaluate_every must be set when patience or keep: best is")
+
+    def over(self, examples: int) -> "Training":
+        """The same numbers in steps, for a training split of `examples` examples."""
+        epoch = -(-examples // self.batch_size)
+        steps = self.steps if self.epochs is None else self.epochs * epoch
+        every = epoch if self.evaluate_every == "epoch" else self.evaluate_every
+        return replace(self, steps=steps, evaluate_every=every)
+
+    @property
+    def evaluation_interval(self) -> int:
+        """`evaluate_every` in steps, of what `over` returns."""
+        assert self.evaluate_every != "epoch", "the size of the data decides: ask what Training.over returns"
+        return self.evaluate_every
 
     def micro_batches(self, world: int) -> int:
         """How many of them each of `world` workers makes in a step."""
@@ -99,12 +117,19 @@ class Recipe:
             raise ConfigError(
                 f"train.metric: '{metric}' is not measured for {self.goal.kind}; choose one of {', '.join(names)}"
             )
-        self.schedule.factor(0, self.train.steps)  # refuses a warmup longer than the training
+        if self.train.epochs is None:  # else `over` looks when the steps are known
+            self.schedule.factor(0, self.train.steps)  # refuses a warmup longer than the training
 
     @property
     def goal(self) -> ObjectiveConfig:
         """The objective, spelled out."""
         return self.objective or (Language() if isinstance(self.data, Text) else Classification())
+
+    def over(self, examples: int) -> "Recipe":
+        """The recipe in steps, for a training split of `examples` examples. ConfigError if the warmup does not fit."""
+        train = self.train.over(examples)
+        self.schedule.factor(0, train.steps)
+        return self if train == self.train else replace(self, train=train)
 
     def build(self, spec: Spec) -> Task:
         """A fresh Task on the CPU; its weights depend on `seed`, model and spec alone."""

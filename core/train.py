@@ -68,7 +68,9 @@ def fit(
     Only rank 0 is given `checkpoints`. `learner`: one at step 0 that is already there, in place of a new one with
     `weights`. Raises WorkerError when loss or weights stop being finite; no checkpoint holds such a state.
     """
-    train, began = recipe.train, time.perf_counter()
+    began = time.perf_counter()
+    recipe = recipe.over(shard.sizes["train"])
+    train = recipe.train
     judges = require_validation(shard, train)
     learner = learner or start(recipe, shard.spec, weights, runtime)
     progress = learner.progress
@@ -88,7 +90,7 @@ def fit(
         if log:
             meter.report(outcome.loss, outcome.norm, learner)
         with meter.paused():
-            evaluates = judges and due(progress.step, train.evaluate_every, train.steps)
+            evaluates = judges and due(progress.step, train.evaluation_interval, train.steps)
             best = evaluates and _judge(learner, shard, recipe, runtime)
             ended = how_ended(progress, train) or ("stopped" if asked(progress.step) else None)
             if saves and (best or ended or due(progress.step, train.checkpoint_every, train.steps)):

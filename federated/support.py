@@ -21,6 +21,11 @@ ROWS: tuple[Row, ...] = (
         "train.patience: clients train for local_epochs and do not judge; leave train.patience and train.keep out",
     ),
     (
+        "epochs of the whole data",
+        lambda run: run.recipe.train.epochs is not None,
+        "train.epochs: clients train for local_epochs in each round; set local_epochs and rounds, and leave it out",
+    ),
+    (
         "shards of the batch",
         lambda run: run.recipe.train.shards > 1,
         "train.shards: each client trains in one process, so they change nothing; set train.shards=1",

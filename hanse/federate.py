@@ -12,7 +12,7 @@ from core.execute import Summary
 from core.pool import LocalPool, WorkerPool
 from core.runtime import Record, choose_device
 from core.storage import artifact
-from core.storage.checkpoint import Restored, Snapshot, load
+from core.storage.checkpoint import Restored, Snapshot, latest_step, load
 from core.storage.store import Run, RunDirectory, read_run
 from federated import support
 from federated.engine import Engine, PoolEngine
@@ -25,7 +25,7 @@ from federated.strategies.theirs import Theirs
 from hanse import deployed
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
-from hanse.opening import open_run, saved_init
+from hanse.opening import Resume, open_run, saved_init
 from hanse.running import recorded, reporting, shown, stopping
 from hanse.workers import threads_of_worker, workers
 
@@ -67,7 +67,8 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
 
         theirs.strategy_of(run.strategy, len(federation.clients))
     free = FREE - {"rounds"} if run.is_asynchronous else FREE
-    directory, run = open_run(run, "federate", free, WHERE, "rounds may grow" if "rounds" in free else "")
+    may_grow = "rounds may grow" if "rounds" in free else ""
+    directory, run = open_run(run, "federate", Resume(free, WHERE, may_grow, require_more))
     with closing(directory):
         summary = directory.run.summary()
         if run.resume and summary and summary["rounds"] >= run.rounds:
@@ -79,6 +80,13 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
         with recorded(directory), stopping(directory, console, what) as asked:
             summary = _work(dataclasses.replace(federation, run=run), directory, console, asked)
         return directory.path, summary
+
+
+def require_more(run: FederateRun, before: Run) -> None:
+    """Raises ConfigError if the run is to end before a round that is finished already."""
+    made = max(latest_step(before.path / "checkpoints"), before.summary().get("rounds", 0))
+    if made > run.rounds:
+        raise ConfigError(f"rounds: is {run.rounds}, and this run has finished {made}; set rounds={made} or more")
 
 
 def _work(federation: Federation, directory: RunDirectory, console: Console, asked: Callable[[], bool]) -> Summary:

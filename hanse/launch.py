@@ -8,25 +8,27 @@ from typing import Any
 
 from core import support
 from core.config import apply, dump_run, parse_run, read, to_yaml
+from core.errors import ConfigError
 from core.execute import Summary, execute
-from core.recipe import TrainRun
+from core.recipe import Training, TrainRun
 from core.runtime import Runtime, choose_device
 from core.storage import artifact
-from core.storage.store import RunDirectory
+from core.storage.checkpoint import latest_step
+from core.storage.store import Run, RunDirectory
 from hanse import repeat
 from hanse.console import Console, JsonConsole
 from hanse.find import find_model
-from hanse.opening import open_run
+from hanse.opening import Resume, open_run
 from hanse.running import recorded, reporting, shown, stopping
 from hanse.workers import threads_of_worker
 from hanse.writer import continuations
 
 # Of a recipe, what may be other when a run goes on: none of it moves a weight of a step that was taken.
-TRAIN_FREE = ("steps", "patience", "log_every", "checkpoint_every", "keep_last", "evaluate_batch")
+TRAIN_FREE = ("steps", "epochs", "patience", "log_every", "checkpoint_every", "keep_last", "evaluate_batch")
 FREE = {"name", *(f"train.{name}" for name in TRAIN_FREE)}
 WHERE = {f.name for f in dataclasses.fields(TrainRun)} - {"recipe", "repeat"}
 # Of a repeat, members that have ended are not trained again: they must have had the same training.
-FIXED_IN_REPEAT = {"train.steps", "train.patience"}
+FIXED_IN_REPEAT = {"train.steps", "train.epochs", "train.patience"}
 Config = str | Path | Mapping[str, Any]
 
 
@@ -49,10 +51,10 @@ def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
         choose_device(run.device)  # before anything is written
     free = FREE - FIXED_IN_REPEAT if run.repeat else FREE
     other = "" if run.repeat else "train.steps may grow"
-    directory, run = open_run(run, "train", free, WHERE, other)
+    directory, run = open_run(run, "train", Resume(free, WHERE, other, require_more))
     with closing(directory):
         summary = directory.run.summary()
-        if run.resume and (message := _finished(summary, run)):
+        if run.resume and (message := _finished(directory.run, run)):
             console.event("finished", message=message)
             directory.finish("done")
             return directory.path, summary
@@ -65,14 +67,32 @@ def train(run: TrainRun, console: Console) -> tuple[Path, Summary]:
 # --- the work ------------------------------------------------------------------------------------------------------
 
 
-def _finished(summary: Summary, run: TrainRun) -> str:
+def in_steps(run: TrainRun, before: Run) -> Training:
+    """The numbers of a run that resumes, in steps of the data that `before` has noted."""
+    sizes = (before.record.get("data") or {}).get("sizes") or {}
+    return run.recipe.train.over(sizes["train"]) if "train" in sizes else run.recipe.train
+
+
+def require_more(run: TrainRun, before: Run) -> None:
+    """Raises ConfigError if the run is to end before a step that is made already."""
+    train = in_steps(run, before)
+    made = max(latest_step(before.path / "checkpoints"), before.summary().get("steps", 0))
+    if made > train.steps:
+        key = "train.steps" if train.epochs is None else "train.epochs"
+        raise ConfigError(
+            f"{key}: ends after {train.steps:,} steps, and this run has made {made:,}; set train.steps to {made} or "
+            f"more, or start a new run with init={before.id}"
+        )
+
+
+def _finished(before: Run, run: TrainRun) -> str:
     """Why a run has nothing left to do, and how it would; empty if it has something to do."""
-    train = run.recipe.train
+    summary, train = before.summary(), in_steps(run, before)
     if not summary:
         return ""
     if summary["ended"] == "early" and train.patience is not None:
         # from what the run did, not from the patience it had: that may have been raised since, by a run that was killed
-        bad = (summary["steps"] - summary["best"]["step"]) // train.evaluate_every
+        bad = (summary["steps"] - summary["best"]["step"]) // train.evaluation_interval
         if bad >= train.patience:
             return (
                 f"this run was stopped early, after {bad} evaluations without a better {train.metric}; "

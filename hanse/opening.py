@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,27 +12,37 @@ from typing import Any, TypeVar
 from core.config import dump_run, parse_run, read
 from core.errors import ConfigError
 from core.storage.path import user_path
-from core.storage.store import RunDirectory, find_run, is_run, runs_root
+from core.storage.store import Run, RunDirectory, find_run, is_run, read_run, runs_root
 
 R = TypeVar("R")  # a run: it has recipe, run_dir, resume, init, workers
 
 
-def open_run(run: R, verb: str, free: Collection[str], where: Collection[str], may_grow: str) -> tuple[RunDirectory, R]:
-    """A new directory, or the one to go on in; and the run, with what going on takes over from before.
+@dataclass(frozen=True)
+class Resume:
+    """What a run that resumes may change: the dotted keys `free` and its own fields `where`, nothing else. `may_grow`
+    says what in an error. `require` raises ConfigError if the run asks for less than the old one has done."""
 
-    Who goes on may change the dotted keys `free` and the run's own fields `where`, nothing else: ConfigError, which
-    also says what `may_grow`.
+    free: Collection[str]
+    where: Collection[str]
+    may_grow: str
+    require: Callable[[Any, Run], None]
+
+
+def open_run(run: R, verb: str, resume: Resume) -> tuple[RunDirectory, R]:
+    """A new directory, or the one to resume in; and the run, with the `init` that the old one began with.
+
+    Raises ConfigError, and changes nothing, if the run is not the old one with the changes that `resume` allows.
     """
     own: Any = run
     if isinstance(own.resume, str):
-        return _reopen(find_run(runs_root(), own.resume).path, run, (free, where, may_grow))
+        return _reopen(find_run(runs_root(), own.resume).path, run, resume)
     workers = dump_run(run)["workers"] if getattr(own, "engine", "pool") == "pool" else 0
     origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": workers}
     if own.run_dir is None:
         return RunDirectory.create(runs_root(), own.recipe.name, **origin), run
     path = user_path(own.run_dir, "run_dir")
     if own.resume and is_run(path):
-        return _reopen(path, run, (free, where, may_grow))
+        return _reopen(path, run, resume)
     return RunDirectory.create(path, **origin), run
 
 
@@ -64,24 +75,24 @@ def saved_init(run: Any) -> str | None:
     return str(saved.init) if saved.init else None
 
 
-def _reopen(path: Path, run: R, may_change: tuple[Collection[str], Collection[str], str]) -> tuple[RunDirectory, R]:
+def _reopen(path: Path, run: R, resume: Resume) -> tuple[RunDirectory, R]:
     file, own = path / "config.yaml", type(run)
     if file.is_file():  # else it was killed in its first moment, before anything was trained
         saved: Any = parse_run(own, read(file))
-        _require_same(saved, run, file, may_change)
+        _require_same(saved, run, file, resume)
         _require_same_init(saved.init, getattr(run, "init"), file)  # noqa: B009 - a TypeVar has no attributes
         run = dataclasses.replace(run, init=saved.init)  # type: ignore[type-var]
+        resume.require(run, read_run(path))
     return RunDirectory.open(path), run
 
 
-def _require_same(saved: R, run: R, file: Path, may_change: tuple[Collection[str], Collection[str], str]) -> None:
-    free, where, may_grow = may_change
+def _require_same(saved: R, run: R, file: Path, resume: Resume) -> None:
     old, new = dict(_leaves(dump_run(saved))), dict(_leaves(dump_run(run)))
     for key in [*old, *new]:
         was, now = (repr(config[key]) if key in config else "absent" for config in (old, new))
-        if was == now or key in free or key.partition(".")[0] in where:
+        if was == now or key in resume.free or key.partition(".")[0] in resume.where:
             continue
-        other = f" ({may_grow}), or start a new run with init=" if may_grow else ", or start a new run"
+        other = f" ({resume.may_grow}), or start a new run with init=" if resume.may_grow else ", or start a new run"
         raise ConfigError(
             f"{key}: is {now}, and was {was} when this run began ({file}); resume with the same recipe{other}"
         )

@@ -12,7 +12,7 @@ from core.ensemble.repeat import MemberSpec, Repeat, members
 from core.ensemble.spread import spread_of
 from core.ensemble.train import Share, summaries, train_members, train_share
 from core.errors import ConfigError, WorkerError
-from core.execute import Summary, note_data, require_same_data
+from core.execute import TRAIN_LONGER, Summary, note_data, require_same_data
 from core.pool import WorkerPool
 from core.population.choose import chosen
 from core.population.places import clear, reached
@@ -61,7 +61,7 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
     directory.keep_metrics(lambda record: record.get("member") in there or _stays(record, steps))
     if left:
         on_the_way = {name: step for name, step in steps.items() if name not in there}
-        numbers, show = recipe.train, _unnamed(watch.show)
+        numbers, show = first.over(data.sizes["train"]).train, _unnamed(watch.show)
         crowd = Crowd(len(specs), len(there), numbers.steps, numbers.log_every, show, on_the_way)
         _train(run, directory, specs, replace(watch, show=crowd) if watch.in_sum else watch)
         directory.keep_metrics(_first_times())  # a worker that died has said some of it before
@@ -71,6 +71,9 @@ def train(run: TrainRun, repeat: Repeat, directory: RunDirectory, watch: Watch) 
         most = max((summary.get("steps", 0) for summary in ended), default=0)
         return {"ended": "stopped", "steps": most, "members": ended, "of": len(specs)}
     clear(directory.checkpoints)
+    if count := sum(summary.get("still_improving", False) for summary in ended):
+        said = f"{count} of {len(ended)} members were still improving at their last evaluation; {TRAIN_LONGER}"
+        reporting(directory, watch.show)({"event": "note", "message": said})
     return {**conclude(repeat, directory, ended), "wall_s": time.perf_counter() - began}
 
 

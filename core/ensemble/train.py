@@ -17,7 +17,7 @@ from core.data import Data, load
 from core.ensemble.repeat import MemberSpec
 from core.errors import DataError, ResourceError, out_of_memory
 from core.estimate import require_memory
-from core.execute import Summary, digest, require_same_data, score
+from core.execute import Summary, digest, is_still_improving, require_same_data, score
 from core.population import Member, Outcome, fit_all
 from core.population.choose import chosen
 from core.population.memory import free_memory
@@ -82,6 +82,7 @@ def train_members(
         return
     sources = _Sources(directory)
     data = {name: sources.of(recipe) for name, recipe in recipes.items()}
+    recipes = {name: recipe.over(data[name].sizes["train"]) for name, recipe in recipes.items()}
     first = next(iter(recipes))
     require_memory(recipes[first], data[first].spec)
     weights = artifact.read_weights(run.init) if run.init else None
@@ -157,6 +158,7 @@ def _save(
         weights = result.task.network.state_dict()
         parameters = sum(p.numel() for p in result.task.parameters())
         said |= {"ended": result.ended, "steps": result.progress.step, "split": scored["split"]}
+        said["still_improving"] = is_still_improving(result, recipe)
         said |= {"metrics": scored["metrics"], "parameters": parameters, "weights_sha256": digest(weights)}
         final, temporary = directory.model / spec.name, directory.model / f"{TEMPORARY}{spec.name}"
         for left in (temporary, final):  # of a worker that was killed

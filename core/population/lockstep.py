@@ -66,7 +66,7 @@ class Lockstep:
         self.outcomes: dict[str, Outcome] = {}
         self.at = {member.name: row for row, member in enumerate(members)}  # the rows of those that train
         self.step = 0  # that all of them have made
-        self.pauses = {m.name: (m.recipe.train.evaluate_every, m.recipe.train.steps) for m in members}
+        self.pauses = {m.name: (m.recipe.train.evaluation_interval, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
         self.paused_s = 0.0  # spent on evaluations
         self.spacing = Spacing()
@@ -153,7 +153,7 @@ class Lockstep:
         """Evaluates a member if it is time; whether it has come to its end."""
         train, progress = member.recipe.train, self.progress[member.name]
         progress.step = self.step
-        if self.judges[member.name] and due(progress.step, train.evaluate_every, train.steps):
+        if self.judges[member.name] and due(progress.step, train.evaluation_interval, train.steps):
             task = self.population.mirror(self.at[member.name])
             values = validate(task, member.shard, member.recipe, self.runtime, self.population.precision)
             self.runtime.report({"member": member.name, "step": progress.step, "split": "validation", **values})

@@ -14,12 +14,18 @@ from core.train import Result
 
 @dataclass(frozen=True)
 class Member:
-    """One fit of a population. `name` is its key in records and results; `weights` as in `core.train.fit`."""
+    """One fit of a population. `name` is its key in records and results; `weights` as in `core.train.fit`.
+
+    `recipe` counts in steps: epochs are resolved for this shard.
+    """
 
     name: str
     recipe: Recipe
     shard: Shard
     weights: dict[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", self.recipe.over(self.shard.sizes["train"]))
 
 
 @dataclass(frozen=True)

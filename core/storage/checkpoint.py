@@ -83,6 +83,11 @@ def load_latest(directory: Path, groups: Iterable[str] | None = None) -> Restore
     return Restored(None, tuple(rejected))
 
 
+def latest_step(directory: Path) -> int:
+    """The step of the newest checkpoint, whole or not; 0 without one."""
+    return max(map(_step_of, _steps(directory)), default=0)
+
+
 def load_best(directory: Path, groups: Iterable[str] | None = None) -> Snapshot:
     """The checkpoint that `best` names. Raises DataError if there is none or it does not verify."""
     name = _pointed(Path(directory) / "best")

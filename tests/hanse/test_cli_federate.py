@@ -182,6 +182,17 @@ def test_rounds_may_grow_and_the_weights_are_those_of_an_undisturbed_run(file: s
     assert "rounds: 5" in (twice / "config.yaml").read_text()
 
 
+def test_a_federation_never_resumes_with_fewer_rounds(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert simulate(file, f"run_dir={run}", "rounds=3") == 0
+    saved = (run / "config.yaml").read_bytes()
+    assert simulate(file, f"resume={run}", "rounds=2") == 2
+    assert "rounds: is 2, and this run has finished 3; set rounds=3 or more" in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == saved and summary(run)["rounds"] == 3
+
+
 @pytest.mark.parametrize(
     "first, then, said",
     [

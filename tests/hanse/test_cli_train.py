@@ -281,3 +281,34 @@ def test_a_config_file_is_short_and_says_its_command(path: Path, monkeypatch: py
 def test_the_config_files_that_scripts_rely_on_are_there() -> None:
     wanted = {"digits.yaml", "digits-mlp.yaml", "tabular.yaml", "text-lstm.yaml", "gpt.yaml"}
     assert wanted <= {path.name for path in CONFIGS}
+
+
+def test_a_run_with_epochs_resumes_with_more_of_them_and_never_with_fewer(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, once = tmp_path / "run", tmp_path / "once"
+    assert train(file, f"run_dir={run}", "train.epochs=2") == 0
+    made, saved = summary(run)["steps"], (run / "config.yaml").read_bytes()
+    capsys.readouterr()
+    for fewer in ("train.epochs=1", f"train.steps={made - 1}"):
+        assert train(file, f"run_dir={run}", fewer, "resume=true") == 2
+        said = capsys.readouterr().err
+        assert f"{fewer.partition('=')[0]}: ends after" in said and f"this run has made {made}" in said
+        assert (run / "config.yaml").read_bytes() == saved and summary(run)["steps"] == made
+        assert json.loads((run / "run.json").read_text())["status"] == "done"
+    assert train(file, f"run_dir={run}", "train.epochs=2", "resume=true") == 0
+    assert "this run has come to its end before" in capsys.readouterr().out
+    assert train(file, f"run_dir={run}", "train.epochs=4", "resume=true") == 0
+    assert train(file, f"run_dir={once}", "train.epochs=4") == 0
+    assert summary(run)["steps"] == 2 * made and summary(run)["weights_sha256"] == summary(once)["weights_sha256"]
+
+
+def test_a_run_whose_last_evaluation_is_its_best_says_that_it_was_still_improving(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(file, "train.steps=20", "train.evaluate_every=10") == 0
+    assert "the model was still improving; train longer, with train.epochs=N" in capsys.readouterr().out
+    assert train(file, "train.steps=20", "train.evaluate_every=10", "repeat.seeds=2") == 0
+    assert "2 of 2 members were still improving at their last evaluation" in capsys.readouterr().out
+    assert train(file, "train.steps=20", "train.evaluate_every=10", "optimizer={kind: sgd, lr: 1e-12}") == 0
+    assert "still improving" not in capsys.readouterr().out
