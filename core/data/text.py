@@ -11,19 +11,24 @@ from core.data.config import Text
 from core.data.examples import Data, Stacked, Windows, fixed_windows
 from core.data.preprocess import Preprocess, Trained
 from core.data.sources import bundled
-from core.data.sources.columns import read_records
+from core.data.sources.contents import PACKED, kind_of, text_file
 from core.data.sources.files import bundled_name, find, relative_name, sha256_named, sha256_of, unknown_extension
+from core.data.sources.records import ENDINGS as RECORDS
+from core.data.sources.records import read_records
+from core.data.sources.walk import LeftOut, walk
 from core.data.spec import Spec
 from core.data.split import NAMES, split_documents
 from core.data.tokenizer import Tokenizer, make_tokenizer
 from core.errors import DataError
 
 Documents = list[tuple[str, str]]  # (name, text)
+ENDINGS = (".txt", *(f".txt{packed}" for packed in PACKED))  # of the files of a folder
 
 
 def load_text(config: Text, seed: int, trained: Trained | None = None) -> Data:
     """Reads, splits, learns the tokenizer on the training split, encodes. DataError if a split is too short."""
-    documents = _read(config)
+    left = LeftOut()
+    documents = _read(config, left)
     fingerprint = _fingerprint(documents)
     if trained:
         trained.require(fingerprint, config.path)
@@ -33,7 +38,7 @@ def load_text(config: Text, seed: int, trained: Trained | None = None) -> Data:
     train = _windows(config, tokenizer, parts["train"])
     held_out = {name: _held_out(config, tokenizer, name, parts[name]) for name in NAMES if name != "train"}
     change = Augmentation(token_drop=config.token_drop, tokens=train.tokens if config.token_drop else None)
-    return Data(preprocess, fingerprint, {"train": train, **held_out}, seed, change)
+    return Data(preprocess, fingerprint, {"train": train, **held_out}, seed, change, notes=left.note(config.path))
 
 
 def open_text(preprocess: Preprocess, config: Text) -> Data:
@@ -45,9 +50,10 @@ def open_text(preprocess: Preprocess, config: Text) -> Data:
         )
     if config.context != context:
         raise DataError(f"data.context: {config.context} does not match this model, which was trained with {context}")
-    documents = _read(config)
+    left = LeftOut()
+    documents = _read(config, left)
     examples = _held_out(config, tokenizer, "test", [text for _, text in documents])
-    return Data(preprocess, _fingerprint(documents), {"test": examples})
+    return Data(preprocess, _fingerprint(documents), {"test": examples}, notes=left.note(config.path))
 
 
 def window_documents(config: Text, data: Data) -> list[str]:
@@ -56,7 +62,7 @@ def window_documents(config: Text, data: Data) -> list[str]:
     A name is a file's path below the folder, FILE:LINE in a jsonl file, or a help topic. DataError if the text is no
     longer the one of `data`.
     """
-    documents = _read(config)
+    documents = _read(config, LeftOut())
     if _fingerprint(documents) != data.fingerprint:
         raise DataError(f"{config.path}: has changed since it was loaded; load it again")
     if len(documents) > sys.maxunicode:
@@ -98,41 +104,37 @@ def _fingerprint(documents: Documents) -> str:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _read(config: Text) -> Documents:
-    """The documents that are not blank, up to limit_bytes of UTF-8."""
+def _read(config: Text, left: LeftOut) -> Documents:
+    """The documents that are not blank, up to limit_bytes of UTF-8. `left` is told which files are not read."""
     name = bundled_name(config.path, bundled.TEXTS)
-    source = bundled.read_text(name) if name else _documents(find(config.path))
+    source = bundled.read_text(name) if name else _documents(find(config.path), left)
     documents = list(_limited(source, config.limit_bytes))
     if not documents:
         raise DataError(f"{config.path}: holds no text")
     return documents
 
 
-def _documents(path: Path) -> Iterator[tuple[str, str]]:
+def _documents(path: Path, left: LeftOut) -> Iterator[tuple[str, str]]:
     if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
+        files = walk(path, ENDINGS, left)
         if not files:
             raise DataError(f"{path}: the folder holds no .txt file")
         for file in files:
             yield relative_name(file, path), _text_of(file)
-    elif path.suffix.lower() == ".txt":
+    elif kind_of(path) == ".txt":
         yield path.name, _text_of(path)
-    elif path.suffix.lower() == ".jsonl":
-        for line, record in read_records(path):
+    elif kind_of(path) in RECORDS:
+        for where, record in read_records(path):
             if not isinstance(record.get("text"), str):
-                raise DataError(f"{path}: line {line}: the key 'text' is missing or not a text")
-            yield f"{path.name}:{line}", record["text"]
+                raise DataError(f"{path}: {where}: the key 'text' is missing or not a text")
+            yield f"{path.name}:{where.split()[-1]}", record["text"]
     else:
-        raise unknown_extension(path, ("a folder of .txt", ".txt", ".jsonl"))
+        raise unknown_extension(path, ("a folder of .txt", ".txt", *RECORDS, f"each also packed: {', '.join(PACKED)}"))
 
 
 def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with text_file(path) as file:
+        return file.read()
 
 
 def _limited(documents: Iterable[tuple[str, str]], limit: int | None) -> Iterator[tuple[str, str]]:

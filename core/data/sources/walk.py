@@ -49,7 +49,7 @@ def walk(root: Path, endings: Sequence[str], left: LeftOut) -> list[Path]:
     """
     found = []
     for path in _below(root, left):
-        if path.suffix.lower() in endings and path.is_file() and not is_system(path):
+        if path.name.lower().endswith(tuple(endings)) and path.is_file() and not is_system(path):
             found.append(path)
         else:
             left.file(path)

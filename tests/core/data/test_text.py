@@ -125,7 +125,7 @@ def test_bytes_per_token_count_the_bytes_of_a_split(tmp_path: Path) -> None:
 BAD: dict[str, tuple[str, bytes, str]] = {
     "empty": ("a.txt", b" \n", "holds no text"),
     "short": ("a.txt", b"hello", "the training text is 5 tokens, less than one window of 129"),
-    "not utf-8": ("a.txt", b"abc\xff", r"a\.txt: byte 3 is not UTF-8"),
+    "not utf-8": ("a.txt", b"abc\xff", r"a\.txt: line 1: the byte 0xff is not UTF-8"),
     "no key": ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: the key 'text' is missing"),
     "bad json": ("a.jsonl", b"{", "line 1: not valid JSON"),
     "extension": ("a.pdf", b"%PDF", r"the extension '\.pdf' is not read as this kind of data; use a folder of \.txt"),
