@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from core.data.sources.files import relative_name, sha256_named
 from core.data.sources.walk import LeftOut, entries, is_system, walk
-from core.errors import DataError
+from core.errors import DataError, blamed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -170,16 +170,14 @@ def _class_name(path: Path, root: Path) -> str:
 @contextmanager
 def _opened(path: Path, file: Path | BinaryIO) -> Iterator["Image"]:
     """The picture; whatever comes up while it is read is a DataError that names `path`."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(file) as image:
-            yield image
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001 - Pillow's readers raise almost anything for a damaged file
-        reason = str(error).split(" <")[0].rstrip(".")
-        raise DataError(f"{path}: not a readable image: {reason}; replace or remove it") from None
+    with blamed(DataError, str(path), "not a readable image", "replace or remove it"):
+        try:
+            with Image.open(file) as image:
+                yield image
+        except UnidentifiedImageError:  # its own words name an object of Python
+            raise ValueError("it is of no known kind, or damaged") from None
 
 
 def _head(path: Path) -> tuple[str, str, tuple[int, int]]:

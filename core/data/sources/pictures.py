@@ -1,7 +1,5 @@
 """Image files: MNIST IDX, CIFAR binary, npz and npy arrays. Pixels stay raw; labels are indices, names or values."""
 
-import gzip
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.sources.columns import read_numpy
+from core.data.sources.contents import byte_file
 from core.data.sources.files import sha256_file, sha256_named, unknown_extension
 from core.errors import DataError
 
@@ -105,7 +104,7 @@ def _labels_of(images: Path) -> Path:
 
 
 def _idx_array(path: Path) -> NDArray[np.uint8]:
-    content = _unzipped(path)
+    content = _content(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != 0x08:
         raise DataError(
             f"{path}: not an IDX file of bytes: it must begin with 00 00 08, not {content[:3].hex(' ') or 'nothing'}"
@@ -119,12 +118,9 @@ def _idx_array(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def _unzipped(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read, truncated or damaged: {error}; fetch it again") from None
+def _content(path: Path) -> bytes:
+    with byte_file(path) as file:
+        return file.read()
 
 
 # --- CIFAR's binary version (cs.toronto.edu/~kriz/cifar.html) -------------------------------------------------------
@@ -154,7 +150,7 @@ def _read_cifar(path: Path) -> Pictures:
 
 
 def _cifar_records(path: Path, header: int, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    content, record = _unzipped(path), header + _PIXELS
+    content, record = _content(path), header + _PIXELS
     if not content or len(content) % record:
         raise DataError(
             f"{path}: truncated: {len(content)} bytes are not a whole number of records of {record}; fetch it again"
