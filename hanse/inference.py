@@ -22,8 +22,8 @@ from hanse.find import find_model
 
 Prediction = dict[str, Any]
 FIXED = (
-    "missing", "normalize", "categories", "tokenizer", "context", "size", "split", "augment", "token_drop",
-    "target", "columns", "drop", "categorical",
+    "missing", "normalize", "categories", "tokenizer", "context", "size", "background", "split", "augment",
+    "token_drop", "target", "columns", "drop", "categorical",
 )  # fmt: skip
 OUT_OF_FOLD = "out-of-fold"  # every row judged by the members that never saw it, all folds together
 

@@ -140,6 +140,7 @@ def _in_memory(config: Image, pictures: Pictures) -> Album:
         pictures.classes,
         pictures.parts,
         pixels,
+        notes=pictures.notes,
     )
 
 

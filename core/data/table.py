@@ -17,8 +17,8 @@ from core.data.examples import Data, Stacked
 from core.data.labels import class_labels, known_labels
 from core.data.preprocess import Preprocess, TableFit, Trained, fit_table, problems_of, standardization
 from core.data.sources import bundled
-from core.data.sources.columns import open_table_file
-from core.data.sources.files import bundled_name, find, nearest, sha256_file, sha256_of
+from core.data.sources.columns import fingerprint_of, open_table_file
+from core.data.sources.files import bundled_name, find, nearest, sha256_of
 from core.data.sources.frame import TEXTS, As, Column, Columns, Frame, Numeric, Problem, Sheet, Texts, texts_of
 from core.data.sources.notation import Form, plain_numbers
 from core.data.spec import Spec
@@ -153,7 +153,7 @@ def _open(config: Table) -> Source:
     if name is None:
         path = find(config.path)
         frame = open_table_file(path, config.header, config.delimiter)
-        return Source(frame, config.path, sha256_file(path) if path.is_file() else "")
+        return Source(frame, config.path, fingerprint_of(path))
     table = bundled.read_table(name)
     columns: dict[str, Column] = {column: Numeric(table.inputs[:, i]) for i, column in enumerate(table.columns)}
     columns["target"] = Numeric(table.targets)

@@ -124,10 +124,11 @@ def _documents(path: Path, left: LeftOut) -> Iterator[tuple[str, str]]:
     elif kind_of(path) == ".txt":
         yield path.name, _text_of(path)
     elif kind_of(path) in RECORDS:
-        for where, record in read_records(path):
+        unit, records = read_records(path)
+        for number, record in records:
             if not isinstance(record.get("text"), str):
-                raise DataError(f"{path}: {where}: the key 'text' is missing or not a text")
-            yield f"{path.name}:{where.split()[-1]}", record["text"]
+                raise DataError(f"{path}: {unit} {number}: the key 'text' is missing or not a text")
+            yield f"{path.name}:{number}", record["text"]
     else:
         raise unknown_extension(path, ("a folder of .txt", ".txt", *RECORDS, f"each also packed: {', '.join(PACKED)}"))
 

@@ -1,13 +1,16 @@
 """What a partition can go by: the labels of the training examples, or a natural id such as a writer or a document."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.data import Data, DataConfig, Table, Text
-from core.data.sources.columns import read_records
+from core.data.sources.contents import kind_of
 from core.data.sources.files import find, nearest
+from core.data.sources.records import ENDINGS as RECORDS
+from core.data.sources.records import read_records
 from core.data.split import Indices
 from core.data.table import column_values
 from core.data.text import window_documents
@@ -69,10 +72,10 @@ def _text_ids(data: Data, source: Text, column: str) -> NDArray[Any]:
 
 
 def _record_values(source: Text, names: list[str], column: str) -> list[str]:
-    """The values of a key of a jsonl file whose documents are called FILE:LINE."""
+    """The values of a key of a json or jsonl file whose documents are called FILE:NUMBER."""
     known = ["document", "folder"]
-    if source.path.lower().endswith(".jsonl"):
-        records = dict(read_records(find(source.path)))
+    if kind_of(Path(source.path)) in RECORDS:
+        records = dict(read_records(find(source.path)).numbered)
         known += {key: None for record in records.values() for key in record if key != "text"}
         if column in known:
             found = [(name, records[int(name.rpartition(":")[2])].get(column)) for name in names]

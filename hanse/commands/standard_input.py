@@ -11,6 +11,7 @@ from typing import Any
 from core.errors import ConfigError, DataError, HanseError
 
 STANDARD_INPUT = "-"
+MARKS = {b"PAR1": ".parquet", b"\x1f\x8b": ".csv.gz"}  # how such a file begins
 NAME = "standard input"  # what messages call it
 Said = Callable[[str], str]
 
@@ -39,13 +40,14 @@ def rows_given(overrides: Mapping[str, Any], kind: str) -> Iterator[tuple[Mappin
 
 
 def _kept(folder: Path) -> Path:
-    """What comes in, as the kind of file that its first bytes say: parquet, jsonl or csv."""
+    """What comes in, as the kind of file that its first bytes say: parquet, json or jsonl, or csv, packed or not."""
     content = sys.stdin.buffer
     head = content.read(4096)
     if not head:
         raise DataError(f"data.path: nothing came from {NAME}")
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    ending = ".parquet" if head.startswith(b"PAR1") else ".jsonl" if first == b"{" else ".csv"
+    ending = ".json" if first in (b"{", b"[") else ".csv"
+    ending = next((kind for mark, kind in MARKS.items() if head.startswith(mark)), ending)
     file = folder / f"input{ending}"
     with file.open("wb") as kept:
         kept.write(head)

@@ -1,6 +1,7 @@
 """`hanse predict`: what is asked of pictures and of rows from standard input, and what names the answers."""
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -128,12 +129,12 @@ def test_rows_from_standard_input_are_answered_as_those_of_a_file(
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     records = [{name: value if name == "target" else float(value) for name, value in row.items()} for row in rows]
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
-    for content in (wines.read_bytes(), b"\n" + lines):
+    for content in (wines.read_bytes(), b"\n" + lines, json.dumps(records).encode(), gzip.compress(wines.read_bytes())):
         given(monkeypatch, content)
         assert answers(wine, "-", tmp_path) == expected
     given(monkeypatch, lines)
     capsys.readouterr()
-    assert main(["evaluate", str(wine), "data.path=-", "data.target=target", "--json"]) == 0
+    assert main(["evaluate", str(wine), "data.path=-", "--json"]) == 0
     end = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert end["summary"]["examples"] == 178 and end["summary"]["source"] == "standard input"
 

@@ -1,4 +1,5 @@
-"""Tables as columns: csv, tsv, parquet, jsonl, npz and npy files, of which those columns are read that are asked for.
+"""Tables as columns: csv, tsv, parquet, json, jsonl, npz and npy files, of which those columns are read that are asked
+for.
 
 Errors name file and line.
 """
@@ -15,113 +16,115 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.sources.arrow import columns_of
+from core.data.sources.contents import PACKED, is_packed, kind_of
 from core.data.sources.delimited import open_delimited
-from core.data.sources.files import unknown_extension
+from core.data.sources.files import relative_name, sha256_file, sha256_named, unknown_extension
 from core.data.sources.frame import Column, Frame, Numeric, Texts, texts_of
 from core.data.sources.notation import Odd
-from core.errors import DataError
+from core.data.sources.records import ENDINGS as RECORDS
+from core.data.sources.records import Record, read_records
+from core.data.sources.walk import LeftOut, walk
+from core.errors import DataError, blamed
 
 Fetched = Mapping[str, Column | Odd]
-EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".npz", ".npy")
+PARQUET = (".parquet", ".pq")
+EXTENSIONS = (".csv", ".tsv", *PARQUET, *RECORDS, ".npz", ".npy")
 
 
 def open_table_file(path: Path, header: bool = True, delimiter: str | None = None) -> Frame:
-    """The columns of a file, to be read as they are asked for. Raises DataError for anything else."""
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; a table is one file ({', '.join(EXTENSIONS)})")
+    """The columns of a file, or of a folder of parquet files, to be read as they are asked for. Raises DataError for
+    anything else."""
+    kind = ".parquet" if path.is_dir() else kind_of(path)
     openers: dict[str, Callable[[], Frame]] = {
         ".csv": lambda: open_delimited(path, delimiter, header),
         ".tsv": lambda: open_delimited(path, delimiter, header),
-        ".parquet": lambda: _open_parquet(path),
-        ".jsonl": lambda: _open_jsonl(path),
+        **dict.fromkeys(PARQUET, lambda: _open_parquet(path)),
+        **dict.fromkeys(RECORDS, lambda: _open_records(path)),
         ".npz": lambda: _open_arrays(path),
         ".npy": lambda: _open_arrays(path),
     }
-    if path.suffix.lower() not in openers:
-        raise unknown_extension(path, EXTENSIONS)
-    return openers[path.suffix.lower()]()
+    if kind not in openers or (is_packed(path) and kind not in (".csv", ".tsv", *RECORDS)):
+        raise unknown_extension(path, (*EXTENSIONS, f"csv, tsv and json also packed: {', '.join(PACKED)}"))
+    return openers[kind]()
+
+
+def fingerprint_of(path: Path) -> str:
+    """The SHA-256 of a table: of the file, or of a folder's files and their names."""
+    if path.is_file():
+        return sha256_file(path)
+    return sha256_named((relative_name(file, path), sha256_file(file)) for file in walk(path, PARQUET, LeftOut()))
 
 
 def _open_parquet(path: Path) -> Frame:
-    import pyarrow
-    from pyarrow import parquet
+    """Of a folder all files below it, in order of path; folders called NAME=VALUE give a column NAME, as Hive does."""
+    from pyarrow import dataset
+
+    left = LeftOut()
+    files = walk(path, PARQUET, left) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: is a folder without parquet files; a table is one file ({', '.join(EXTENSIONS)})")
+    root = str(path) if path.is_dir() else None
+    with blamed(DataError, str(path), "not a readable parquet file"):
+        found = dataset.dataset(
+            [str(file) for file in files],
+            format="parquet",
+            partition_base_dir=root,
+            partitioning=dataset.partitioning(flavor="hive") if root else None,
+        )
+        names = tuple(found.schema.names)
 
     def fetch(names: Sequence[str], texts: Collection[str], digits: Collection[str]) -> Fetched:
-        try:
-            table = parquet.read_table(path, columns=list(names))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _no_parquet(path, error) from None
-        return columns_of(table, texts)
+        with blamed(DataError, str(path), "not a readable parquet file"):
+            return columns_of(found.to_table(columns=list(names)), texts)
 
-    try:
-        return Frame(tuple(parquet.read_schema(path).names), fetch)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _no_parquet(path, error) from None
+    return Frame(names, fetch, left.note(path))
 
 
-def _no_parquet(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}")
-
-
-def _open_jsonl(path: Path) -> Frame:
-    records = read_records(path)
+def _open_records(path: Path) -> Frame:
+    unit, records = read_records(path)
 
     def fetch(names: Sequence[str], texts: Collection[str], digits: Collection[str]) -> Fetched:
-        return {name: _json_column(records, name, name in texts) for name in names}
+        return {name: _json_column(unit, records, name, name in texts) for name in names}
 
     return Frame(tuple(dict.fromkeys(name for _, record in records for name in record)), fetch)
 
 
-def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line of a jsonl file that is not blank."""
-    records = []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise DataError(f"{path}: line {number}: not a JSON object but a {type(record).__name__}")
-                records.append((number, record))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {number}: not valid JSON: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    return records
-
-
-def _json_column(records: Sequence[tuple[int, dict[str, Any]]], name: str, as_texts: bool) -> Column | Odd:
+def _json_column(unit: str, records: Sequence[tuple[int, Record]], name: str, as_texts: bool) -> Column | Odd:
     values = [record.get(name) for _, record in records]
     for (number, _), value in zip(records, values, strict=True):
         if not isinstance(value, int | float | str | None):
-            return Odd("", f"line {number}, key '{name}': a {type(value).__name__}, not a number or a text")
+            return Odd("", f"{unit} {number}, key '{name}': a {type(value).__name__}, not a number or a text")
     if as_texts or any(isinstance(value, str) for value in values):
         return Texts.of([None if v is None else v if isinstance(v, str) else json.dumps(v) for v in values])
     try:
         return Numeric(np.array([np.nan if v is None else float(v) for v in values], dtype=np.float64))
     except OverflowError:
-        line = next(number for (number, _), v in zip(records, values, strict=True) if abs(v or 0) > sys.float_info.max)
-        return Odd("", f"line {line}, key '{name}': a number of more digits than float64 holds")
+        number = next(n for (n, _), v in zip(records, values, strict=True) if abs(v or 0) > sys.float_info.max)
+        return Odd("", f"{unit} {number}, key '{name}': a number of more digits than float64 holds")
 
 
-def read_numpy(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file by name, or of an npy file as `inputs`. Nothing is unpickled."""
+def read_numpy(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    """The arrays of an npz file by name, or of an npy file as `inputs`, and a note of what else is in it. Nothing is
+    unpickled."""
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
             is_one = isinstance(content, np.ndarray)
-            arrays = {"inputs": content} if is_one else {name: content[name] for name in content.files}
+            members = {"inputs": content} if is_one else {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path}: not a readable NumPy file without Python objects: {str(error).splitlines()[0]}"
         ) from None
-    return arrays
+    arrays = {name: member for name, member in members.items() if isinstance(member, np.ndarray)}
+    others = [name for name in members if name not in arrays]
+    if not arrays:
+        raise DataError(f"{path}: holds no arrays{': ' if others else ''}{', '.join(others)}")
+    return arrays, (f"{path}: left out what is no array: {', '.join(others)}",) if others else ()
 
 
 def _open_arrays(path: Path) -> Frame:
     """Matrices become columns f0, f1, ...; vectors keep their name and come after them."""
-    arrays = read_numpy(path)
+    arrays, notes = read_numpy(path)
     matrices = {name: array for name, array in arrays.items() if array.ndim == 2}
     vectors = {name: array for name, array in arrays.items() if array.ndim == 1}
     other = next((name for name, array in arrays.items() if array.ndim not in (1, 2)), None)
@@ -137,7 +140,7 @@ def _open_arrays(path: Path) -> Frame:
     def fetch(names: Sequence[str], texts: Collection[str], digits: Collection[str]) -> Fetched:
         return {name: _numpy_column(name, columns[name], name in texts) for name in names}
 
-    return Frame(tuple(columns), fetch)
+    return Frame(tuple(columns), fetch, notes)
 
 
 def _shapes(arrays: dict[str, NDArray[Any]]) -> str:

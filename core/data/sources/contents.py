@@ -67,8 +67,8 @@ def not_utf8(path: Path) -> DataError:
             at = _bad_byte(line)
             if at is not None:
                 code = "utf-16" if number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "cp1252"
-                what = f"line {number}: the byte 0x{line[at]:02x} is not UTF-8; the text may be {code}, then convert it"
-                return DataError(f"{path}: {what}: iconv -f {code} -t utf-8 {path.name} > NEW")
+                what = f"line {number}: the byte 0x{line[at]:02x} is not UTF-8; the text may be {code}"
+                return DataError(f"{path}: {what}; convert it: iconv -f {code} -t utf-8 {path.name} > NEW")
     return DataError(f"{path}: the text is not UTF-8")
 
 

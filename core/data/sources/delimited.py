@@ -2,70 +2,113 @@
 
 import csv
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.data.sources.arrow import columns_of
+from core.data.sources.contents import byte_file, is_packed, kind_of, not_utf8, text_file
 from core.data.sources.frame import Column, Frame
 from core.data.sources.notation import Odd
 from core.errors import DataError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BLOCK, LARGEST_BLOCK = 1 << 20, (1 << 31) - 1  # bytes that pyarrow reads at a time, at least a row
 SAMPLE = 20  # rows that show what stands between cells
 
 
 def open_delimited(path: Path, delimiter: str | None, header: bool) -> Frame:
     """The table of a text file. `delimiter` None recognizes it; the extension's own is tried first. DataError."""
-    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    own = "\t" if kind_of(path) == ".tsv" else ","
     mark = delimiter or _recognized(path, own)
-    first = _rows(path, mark, limit=1)
+    first = _rows(path, mark, limit=SAMPLE)
     if not first:
         raise DataError(f"{path}: the file is empty")
     names = tuple(first[0][1]) if header else tuple(f"f{i}" for i in range(len(first[0][1])))
+    is_short = header and _is_short([len(cells) for _, cells in first])
     if header and all(_is_number(name) for name in names):
         raise DataError(f"{path}: line 1 holds numbers where column names belong; add them, or set data.header=false")
+    if is_short:
+        names = ("", *names)
     _refuse_duplicates(path, names)
     notes: tuple[str, ...] = ()
     if mark != own and delimiter is None:
         notes = (f"read with {DELIMITERS[mark]} between the cells; data.delimiter says otherwise",)
 
     def fetch(wanted: Sequence[str], texts: Collection[str], digits: Collection[str]) -> Mapping[str, Column | Odd]:
-        return _fetch(path, mark, header, wanted, {*texts, *digits})
+        return columns_of(written.read(wanted, {*texts, *digits}), {*texts, *digits})
 
-    return Frame(names, fetch, notes)
+    written = Written(path, mark, header, names if is_short else ())
+    return Frame(names, fetch, notes, written.words_of_empties)
 
 
-def _fetch(
-    path: Path, delimiter: str, header: bool, names: Sequence[str], texts: Collection[str]
-) -> Mapping[str, Column | Odd]:
-    import pyarrow
-    from pyarrow import csv as arrow
+@dataclass(frozen=True)
+class Written:
+    """How a file is written. names: of its columns where its first line does not say all of them."""
 
-    try:
-        table = arrow.read_csv(
-            path,
-            read_options=arrow.ReadOptions(autogenerate_column_names=not header),
-            parse_options=arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=arrow.ConvertOptions(
-                strings_can_be_null=True,
-                include_columns=list(names),
-                column_types={name: pyarrow.string() for name in texts},
-            ),
+    path: Path
+    delimiter: str
+    header: bool
+    names: tuple[str, ...]
+
+    def read(self, wanted: Sequence[str], texts: Collection[str], as_written: bool = False) -> Any:
+        """A pyarrow table of the wanted columns, some as texts. `as_written`: no text is an empty cell. DataError."""
+        import pyarrow
+        from pyarrow import csv as arrow
+
+        parse = arrow.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
+        convert = arrow.ConvertOptions(
+            strings_can_be_null=not as_written,
+            include_columns=list(wanted),
+            column_types={name: pyarrow.string() for name in texts},
         )
-    except (pyarrow.ArrowException, OSError) as error:
-        _refuse_ragged(path, delimiter)
-        raise DataError(f"{path}: not a valid csv: {str(error).splitlines()[0]}") from None
-    return columns_of(table, texts)
+        options: dict[str, Any] = {"autogenerate_column_names": not self.header}
+        if self.names:
+            options = {"column_names": self.names, "skip_rows": 1}
+        table, block = None, BLOCK
+        while table is None:
+            try:
+                with byte_file(self.path) as file:
+                    source = file if is_packed(self.path) else self.path  # a path is read on several threads
+                    read = arrow.ReadOptions(block_size=block, **options)
+                    table = arrow.read_csv(source, read, parse, convert)
+            except DataError as error:
+                said = str(error.__cause__)
+                if "straddling" not in said or block >= LARGEST_BLOCK:
+                    if "UTF8" in said:
+                        raise not_utf8(self.path) from None
+                    _refuse_ragged(self.path, self.delimiter)
+                    raise DataError(f"{self.path}: not a valid csv: {said.splitlines()[0]}") from None
+                block = min(16 * block, LARGEST_BLOCK)  # a row, with cells of megabytes, is larger than that
+        if any(pyarrow.types.is_binary(column.type) for column in table.columns):
+            raise not_utf8(self.path)
+        return table
+
+    def words_of_empties(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """By column, what stands in its empty cells: NA, NULL and their like."""
+        from pyarrow import csv as arrow
+
+        found, words = dict[str, tuple[str, ...]](), set(arrow.ConvertOptions().null_values) - {""}
+        table = self.read(names, names, as_written=True)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if there := words & set(column.unique().to_pylist()):
+                found[name] = tuple(sorted(there))
+        return found
 
 
 def _recognized(path: Path, own: str) -> str:
     """What stands between the cells: the mark that gives the most columns, as many in each of the first rows."""
     widths = {own: 1}
     for mark in dict.fromkeys((own, *DELIMITERS)):
-        found = {len(cells) for _, cells in _rows(path, mark, limit=SAMPLE)}
-        if len(found) == 1:
-            widths[mark] = found.pop()
+        found = [len(cells) for _, cells in _rows(path, mark, limit=SAMPLE)]
+        if len(set(found)) == 1 or _is_short(found):
+            widths[mark] = found[0]
     return max(widths, key=lambda mark: widths[mark])  # of two that give as many the first
+
+
+def _is_short(widths: Sequence[int]) -> bool:
+    """Whether the first line has no name for the column of row names, as R writes them."""
+    return len(set(widths[1:])) == 1 and widths[0] == widths[1] - 1
 
 
 def _refuse_duplicates(path: Path, names: Sequence[str]) -> None:
@@ -86,17 +129,15 @@ def _refuse_ragged(path: Path, delimiter: str) -> None:
 
 def _rows(path: Path, delimiter: str, limit: int | None = None) -> list[tuple[int, list[str]]]:
     """(line number, cells) of each row that is not empty, read the slow way that knows its lines."""
+    csv.field_size_limit(LARGEST_BLOCK)  # a text in a cell may be long
     rows: list[tuple[int, list[str]]] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader: Any = csv.reader(file, delimiter=delimiter)
-            for cells in reader:
-                if cells:
-                    rows.append((reader.line_num, cells))
-                if len(rows) == limit:
-                    break
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    with text_file(path, newline="") as file:
+        reader: Any = csv.reader(file, delimiter=delimiter)
+        for cells in reader:
+            if cells:
+                rows.append((reader.line_num, cells))
+            if len(rows) == limit:
+                break
     return rows
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,16 +18,20 @@ _TRUTH = {"true": "1", "false": "0"}
 
 @dataclass(frozen=True)
 class Numeric:
-    """A column of numbers [N], NaN where a cell is empty; `form` is how they were written."""
+    """A column of numbers [N], NaN where a cell is empty; `form` is how they were written.
+
+    empties: the words, such as NA, that stand in empty cells.
+    """
 
     values: NDArray[np.float64]
     form: Form = PLAIN
+    empties: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> "Numeric":
-        return Numeric(self.values[rows], self.form)
+        return replace(self, values=self.values[rows])
 
     def bad_cell(self, allow_missing: bool = False) -> tuple[int, str] | None:
         """The first unusable cell: its row (from 0) and what it is; None if all are good."""
@@ -35,15 +39,21 @@ class Numeric:
         if not bad.any():
             return None
         row = int(bad.argmax())
-        return row, "the number is infinite" if np.isinf(self.values[row]) else "the cell is empty or NaN"
+        return row, "the number is infinite" if np.isinf(
+            self.values[row]
+        ) else f"the cell is empty or NaN{_read_so(self.empties)}"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A column of texts: for each row [N] the place of its text in `distinct`, or -1 where the cell is empty."""
+    """A column of texts: for each row [N] the place of its text in `distinct`, or -1 where the cell is empty.
+
+    empties: as of `Numeric`.
+    """
 
     distinct: tuple[str, ...]
     places: NDArray[np.int64]
+    empties: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cells: Sequence[str | None]) -> "Texts":
@@ -62,7 +72,7 @@ class Texts:
         return len(self.places)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> "Texts":
-        return Texts(self.distinct, self.places[rows])
+        return replace(self, places=self.places[rows])
 
     @property
     def present(self) -> list[str]:
@@ -81,7 +91,15 @@ class Texts:
     def bad_cell(self, allow_missing: bool = False) -> tuple[int, str] | None:
         """As of `Numeric`."""
         empty = self.places < 0
-        return None if allow_missing or not empty.any() else (int(empty.argmax()), "the cell is empty")
+        return (
+            None
+            if allow_missing or not empty.any()
+            else (int(empty.argmax()), f"the cell is empty{_read_so(self.empties)}")
+        )
+
+
+def _read_so(words: Sequence[str]) -> str:
+    return f" ({', '.join(words)} is read so)" if words else ""
 
 
 Column = Numeric | Texts
@@ -112,11 +130,13 @@ class Frame:
 
     fetch: reads some; those of the second argument as texts, and of those of the third what was written, if the file
     holds no numbers but their digits. Odd: a column of neither numbers nor texts, with the whole sentence in `why`.
+    empties: of columns with empty cells, which words stand there.
     """
 
     names: tuple[str, ...]
     fetch: Callable[[Sequence[str], Collection[str], Collection[str]], Mapping[str, Column | Odd]]
     notes: tuple[str, ...] = ()
+    empties: Callable[[Sequence[str]], Mapping[str, tuple[str, ...]]] = lambda names: {}
 
     def read(self, wanted: Mapping[str, As], numbers: Numbers | None = None) -> Sheet:
         """The wanted columns, and nothing of the others. `numbers`: how the user says that numbers are written.
@@ -139,7 +159,11 @@ class Frame:
             columns[name] = read
             if way is None and isinstance(read, Numeric) and (example := _example(column, read, numbers)):
                 told.setdefault(read.form, []).append((name, example))
-        return Sheet(columns, tuple(problems), tuple(_note(form, about) for form, about in told.items()))
+        notes = [_note(form, about) for form, about in told.items()]
+        gaps = [name for name, column in columns.items() if column.bad_cell() is not None]
+        words = self.empties(gaps) if gaps else {}
+        columns |= {name: replace(columns[name], empties=there) for name, there in words.items()}
+        return Sheet(columns, tuple(problems), (*notes, *_missing(words)))
 
 
 def texts_of(values: NDArray[Any]) -> Texts:
@@ -232,3 +256,15 @@ def _note(form: Form, about: Sequence[tuple[str, str]]) -> str:
     if form.kind == "time":
         return f"{who} times of day, read as seconds since midnight; data.drop leaves them out"
     return f"{who} texts that are read as numbers, {about[0][1]}; data.numbers or data.categorical says otherwise"
+
+
+def _missing(words: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note for each word that is read as an empty cell: `NA is read as an empty cell, in columns 'a', 'b'`."""
+    columns: dict[str, list[str]] = {}
+    for name, there in words.items():
+        for word in there:
+            columns.setdefault(word, []).append(f"'{name}'")
+    return [
+        f"{word} is read as an empty cell, in column{'s' * (len(names) > 1)} {', '.join(names)}"
+        for word, names in columns.items()
+    ]

@@ -1,6 +1,6 @@
 """Image files: MNIST IDX, CIFAR binary, npz and npy arrays. Pixels stay raw; labels are indices, names or values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _TRAIN, _TEST = "train", "t10k"
 class Pictures:
     """Raw images [N, C, H, W] with pixels in [0, peak]; labels [N]: class indices (into `classes` if named) or values.
 
-    `parts` says which rows the files themselves call train, validation and test.
+    `parts` says which rows the files themselves call train, validation and test. notes: what of a file is not read.
     """
 
     images: NDArray[Any]
@@ -30,6 +30,7 @@ class Pictures:
     peak: float = 255.0
     classes: tuple[str, ...] = ()
     parts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_pictures(path: Path) -> Pictures:
@@ -180,15 +181,17 @@ _LABEL_NAMES = ("targets", "labels", "y", "Y", "target", "arr_1")
 
 
 def _read_arrays(path: Path) -> Pictures:
-    arrays, fingerprint = read_numpy(path), sha256_file(path)
+    (arrays, notes), fingerprint = read_numpy(path), sha256_file(path)
     if "x_train" in arrays:
-        return _read_named_sets(path, arrays, fingerprint)
+        return replace(_read_named_sets(path, arrays, fingerprint), notes=notes)
     images = next((arrays[name] for name in _IMAGE_NAMES if name in arrays), None)
     labels = next((arrays[name] for name in _LABEL_NAMES if name in arrays), None)
     if images is None:
         raise DataError(f"{path}: holds {', '.join(arrays)}; call the images `inputs` and their labels `targets`")
     pixels, peak = channels_first(path, images)
-    return Pictures(pixels, None if labels is None else _labels(path, labels, len(pixels)), fingerprint, peak)
+    return Pictures(
+        pixels, None if labels is None else _labels(path, labels, len(pixels)), fingerprint, peak, notes=notes
+    )
 
 
 def _read_named_sets(path: Path, arrays: dict[str, NDArray[Any]], fingerprint: str) -> Pictures:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.data.sources.contents import kind_of, text_file
 from core.errors import DataError, words_of
@@ -12,13 +12,20 @@ Record = dict[str, Any]
 ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
-def read_records(path: Path) -> list[tuple[str, Record]]:
-    """(where it stands, such as `line 3`, object) of every record of the file. DataError."""
+class Records(NamedTuple):
+    """The objects of a file, each with its number from 1, which counts lines or records, as `unit` says."""
+
+    unit: str
+    numbered: list[tuple[int, Record]]
+
+
+def read_records(path: Path) -> Records:
+    """Every record of the file. DataError names the first that is none."""
     with text_file(path) as file:
         first = next((line for line in file if line.strip()), "").lstrip()
     if kind_of(path) == ".json" and not _is_line(first):
-        return list(_of_document(path))
-    return list(_of_lines(path))
+        return Records("record", list(_of_document(path)))
+    return Records("line", list(_of_lines(path)))
 
 
 def _is_line(text: str) -> bool:
@@ -31,14 +38,14 @@ def _is_line(text: str) -> bool:
         return False
 
 
-def _of_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def _of_lines(path: Path) -> Iterator[tuple[int, Record]]:
     with text_file(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield f"line {number}", _object(path, f"line {number}", _parsed(path, f"line {number}", line))
+                yield number, _object(path, f"line {number}", _parsed(path, f"line {number}", line))
 
 
-def _of_document(path: Path) -> Iterator[tuple[str, Record]]:
+def _of_document(path: Path) -> Iterator[tuple[int, Record]]:
     with text_file(path) as file:
         content = _parsed(path, "the document", file.read())
     if isinstance(content, dict):
@@ -46,7 +53,7 @@ def _of_document(path: Path) -> Iterator[tuple[str, Record]]:
     if not isinstance(content, list):
         raise DataError(f"{path}: holds a {type(content).__name__}; need a list of objects, or one object a line")
     for number, record in enumerate(content, 1):
-        yield f"record {number}", _object(path, f"record {number}", record)
+        yield number, _object(path, f"record {number}", record)
 
 
 def _rows(path: Path, columns: dict[str, Any]) -> list[Record]:

@@ -127,7 +127,7 @@ DOCUMENTS = {
 def test_a_json_file_holds_records_however_they_are_written(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(DOCUMENTS[name])
-    assert [record for _, record in read_records(path)] == ROWS
+    assert [record for _, record in read_records(path).numbered] == ROWS
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(DOCUMENTS[name].encode()))
     assert read_records(tmp_path / "a.json.gz") == read_records(path)
 
@@ -135,7 +135,7 @@ def test_a_json_file_holds_records_however_they_are_written(name: str, tmp_path:
 def test_one_object_is_one_record(tmp_path: Path) -> None:
     for text in (json.dumps(ROWS[0]), json.dumps(ROWS[0], indent=1), json.dumps(ROWS[0]) + "\n"):
         (tmp_path / "a.json").write_text(text)
-        assert [record for _, record in read_records(tmp_path / "a.json")] == ROWS[:1]
+        assert [record for _, record in read_records(tmp_path / "a.json").numbered] == ROWS[:1]
 
 
 @pytest.mark.parametrize(

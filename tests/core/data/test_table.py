@@ -142,7 +142,7 @@ BAD_CSV = {
         "x,y\n" + "".join(f"name{i},{i % 2}\n" for i in range(400)),
         r"400 different texts.*data\.drop=\[x\]",
     ),
-    "not text": (b"x,y\n\xff\xfe,1\n", "cannot be read as UTF-8"),
+    "not text": (b"x,y\n\xff\xfe,1\n", "line 2: the byte 0xff is not UTF-8; the text may be cp1252"),
 }
 
 
@@ -277,7 +277,8 @@ def test_another_file_that_does_not_match_is_refused(
         open_with(data.preprocess, Table(path=str(write_csv(tmp_path / "b.csv", [line], names))))
 
 
-def test_a_compressed_csv_is_an_unknown_extension(tmp_path: Path) -> None:
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n"))
-    with pytest.raises(DataError, match=r"the extension '\.gz'"):
-        load(Table(path=str(tmp_path / "a.csv.gz")), "class")
+def test_a_packed_file_of_an_unknown_kind_is_an_unknown_extension(tmp_path: Path) -> None:
+    for name in ("a.gz", "a.npz.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"x,y\n1,2\n"))
+        with pytest.raises(DataError, match=r"the extension '\.gz'"):
+            load(Table(path=str(tmp_path / name)), "class")
