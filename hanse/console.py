@@ -16,6 +16,7 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from core.plain import cut
 from core.printable import printable
 from hanse.format import columns, labeled, number
 
@@ -30,6 +31,7 @@ WIDTHS = {
 }  # fmt: skip
 LOUD = {"warning", "worker_failed"}
 WIDTH = 80
+LONGEST_ERROR = 2000  # characters: an error may name a key or a text of any length
 
 
 class Console(ABC):
@@ -316,4 +318,4 @@ def one_line(message: str) -> str:
 
 
 def error_line(message: str) -> str:
-    return printable(f"hanse: {one_line(message)}")
+    return cut(printable(f"hanse: {one_line(message)}"), LONGEST_ERROR)

@@ -94,5 +94,5 @@ def ends_well(work: Callable[..., Any], *given: Any) -> str:
         message, exit_code = str(error), error.exit_code
         assert message, "an error without a word"
     assert exit_code in (2, 3, 4), message
-    assert "\n" not in message and len(message) < 1500, message
+    assert "\n" not in message, message
     return message

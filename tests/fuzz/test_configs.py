@@ -28,6 +28,13 @@ from hanse.launch import parse_train
 from hanse.writer import Writing
 from tests.fuzz.hostile import SWEEP, VALUES, Key, draws, ends_well, keys_of
 
+
+@pytest.fixture(autouse=True)
+def _paths_lead_to_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+
+
 TABLE = {"data": {"kind": "table", "path": "bundled:wine"}, "model": {"kind": "mlp", "hidden": [8]}}
 IMAGES = {"data": {"kind": "image", "path": "bundled:digits"}, "model": {"kind": "cnn", "channels": [2], "hidden": 4}}
 TEXT = {"data": {"kind": "text", "limit_bytes": 20_000}, "model": {"kind": "recurrent", "hidden": 8}}

@@ -144,6 +144,11 @@ def test_a_model_s_text_is_escaped_on_a_terminal_and_raw_in_a_pipe(
     assert capsys.readouterr().out == "one \\x1btwo\n\t\\x1b[2J\n"
 
 
+def test_an_error_stays_a_line_that_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    PlainConsole().error("key " * 100_000)
+    assert len(capsys.readouterr().err) < 2100
+
+
 def test_text_that_is_printable_stays_as_it_is() -> None:
     assert printable("naïve 漢字 100 % ok") == "naïve 漢字 100 % ok"
     assert printable(printable(HOSTILE)) == printable(HOSTILE)
