@@ -257,6 +257,8 @@ def _parse_value(hint: Any, value: Any, path: str, default: Any) -> Any:
     members = _dataclasses_of(hint)
     if not members:
         return _parse_leaf(hint, value, path)
+    if isinstance(value, tuple(members)):
+        return value
     if value is None and type(None) in typing.get_args(hint):
         return None
     if len(members) == 1 and "kind" not in {f.name for f in dataclasses.fields(members[0])}:

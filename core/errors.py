@@ -105,8 +105,10 @@ def blamed(kind: type[HanseError], where: str, what: str = "cannot be read", adv
     cure = f"; {advice}" if advice else ""
     try:
         yield
-    except HanseError:
-        raise
+    except HanseError as error:
+        if not isinstance(error, ConfigError) or kind is ConfigError:
+            raise
+        raise kind(f"{where}: {what}: {error}") from error  # the config of a file is not the user's to mend
     except Exception as error:
         if is_memory(error):
             kind, cure = ResourceError, "; it takes more memory than there is"

@@ -5,22 +5,20 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.data.config import BPE, Table
+from core.data.config import Table
 from core.data.labels import in_order, places_in
 from core.data.sources.frame import TEXTS, As, Columns, Numeric, Problem, Texts
 from core.data.sources.notation import PLAIN, Form
 from core.data.spec import Spec
-from core.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
+from core.data.tokenizer import Tokenizer
 from core.errors import DataError
 from core.storage.atomic import replace_text
 
@@ -220,16 +218,9 @@ class Preprocess:
     @staticmethod
     def load(directory: str | Path) -> "Preprocess":
         """Raises DataError if a file is missing or damaged, or the tokenizer is not the one of this model."""
-        folder = Path(directory)
-        path = folder / "preprocess.json"
-        plain = json.loads(_read(path)) if _is_json(path) else {}
-        if plain.get("format") != FORMAT:
-            raise DataError(f"{path}: not a preprocessing of this version of Hanse (format {FORMAT})")
-        try:
-            spec = Spec(**{name: _frozen(value) for name, value in plain["spec"].items()})
-            return Preprocess(spec, _fitted(spec, plain["fitted"], folder))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+        from core.data.saved import read_preprocess  # it takes a second library to check values
+
+        return read_preprocess(Path(directory))
 
 
 @dataclass(frozen=True)
@@ -249,48 +240,6 @@ class Trained:
             )
 
 
-def _fitted(spec: Spec, plain: Mapping[str, Any], folder: Path) -> Fitted:
-    if spec.kind == "image":
-        return ImageFit(**{name: _frozen(value) for name, value in plain.items()})
-    if spec.kind == "text":
-        return _load_tokenizer(plain, folder)
-    features = tuple(
-        Category(f["name"], tuple(f["values"]), f["one_hot"])
-        if "values" in f
-        else Number(**{**f, "form": Form(**f["form"])})
-        for f in plain["features"]
-    )
-    return TableFit(**{**plain, "features": features, "target_form": Form(**plain["target_form"])})
-
-
-def _load_tokenizer(plain: Mapping[str, Any], folder: Path) -> Tokenizer:
-    tokenizer: Tokenizer = ByteTokenizer()
-    if plain["kind"] == "bpe":
-        tokenizer = BPETokenizer(_read(folder / "tokenizer.json"), BPE(vocab=plain["vocab"]))
-    if tokenizer.sha256 != plain["sha256"]:
-        raise DataError(
-            f"{folder / 'tokenizer.json'}: does not match this model: its sha256 is {tokenizer.sha256[:12]}..., the "
-            f"model was trained with {plain['sha256'][:12]}...; copy the model directory as a whole"
-        )
-    return tokenizer
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(_read(path)), dict)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: damaged: {error}") from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; a model directory holds it beside model.safetensors") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-
-
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
@@ -299,7 +248,3 @@ def _shown(classes: tuple[str, ...]) -> str:
     """` (no, yes)`; the first of many, and how many there are."""
     rest = f", ... {len(classes):,} in all" if len(classes) > SHOWN_CLASSES else ""
     return f" ({', '.join(classes[:SHOWN_CLASSES])}{rest})" if classes else ""
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -14,3 +14,11 @@ class Spec:
     outputs: int
     target: Literal["class", "real", "token"]
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"shape must hold sizes of at least 1, got {list(self.shape)}")
+        if self.outputs < 1:
+            raise ValueError(f"outputs must be at least 1, got {self.outputs}")
+        if self.classes and len(self.classes) != self.outputs:
+            raise ValueError(f"classes must be as many as outputs ({self.outputs}), got {len(self.classes)}")

@@ -26,6 +26,7 @@ from core.recipe import Recipe, TrainRun
 from core.runtime import Record, Runtime, choose_device
 from core.storage import artifact
 from core.storage.atomic import TEMPORARY, replace_text, sync_directory
+from core.storage.read import read_json
 from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory, is_run
 
@@ -108,9 +109,9 @@ def summaries(directory: RunDirectory) -> dict[str, Summary]:
     found = {}
     for file in sorted((directory.path / "members").glob("*.json")):
         try:
-            found[file.stem] = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{file}: cannot be read ({error}); remove it to train this member again") from None
+            found[file.stem] = read_json(file)
+        except DataError as error:
+            raise DataError(f"{error}; remove it to train this member again") from None
     return found
 
 

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from core.config import dump, parse
 from core.data import Preprocess, Spec
-from core.errors import DataError, HanseError
+from core.errors import DataError, blamed
+from core.estimate import require_memory
 from core.learner import load_weights
 from core.models.hub import from_hugging_face
 from core.printable import printable
 from core.recipe import Recipe
 from core.storage.atomic import replace_text
+from core.storage.read import read_json
+from core.storage.tensors import read_shapes, read_tensors, require_shapes
 from core.task import Task
 
 FORMAT = 1
@@ -79,44 +81,35 @@ def load_all(directory: str | Path) -> tuple[Model, ...]:
 def load(directory: str | Path) -> Model:
     """Raises DataError if the directory is missing, incomplete, damaged, an ensemble or not one of ours."""
     path = Path(directory)
-    config = _read_one(path)
+    config, file, weights = _read_one(path), path / "config.json", path / "model.safetensors"
     if config.get("format") != FORMAT:
-        raise DataError(f"{path}/config.json: not a model of this version of Hanse (format {FORMAT})")
-    try:
+        raise DataError(f"{file}: not a model of this version of Hanse (format {FORMAT})")
+    with blamed(DataError, str(file), "not a model of this version of Hanse"):
         recipe, spec = parse(Recipe, config["recipe"]), parse(Spec, config["spec"])
         fingerprint = str(config["data_sha256"])
-    except (KeyError, HanseError) as error:
-        raise DataError(f"{path}/config.json: not a model of this version of Hanse: {error}") from None
+        require_memory(recipe, spec)
+        outline = recipe.outline(spec).network.state_dict()
+    require_shapes(read_shapes(weights), {name: tuple(t.shape) for name, t in outline.items()}, weights)
+    preprocess = Preprocess.load(path)
+    if preprocess.spec != spec:
+        raise DataError(f"{path}: preprocess.json is of another model than config.json; copy the directory as a whole")
     task = recipe.build(spec)
-    loaded = load_weights(task, read_weights(path))
-    if loaded.fresh:
-        raise DataError(f"{path}/model.safetensors: lacks {loaded.fresh[0]}; the file is not of this config.json")
-    return Model(task.eval(), recipe, spec, Preprocess.load(path), fingerprint, path)
+    with blamed(DataError, str(weights), "does not fit config.json"):
+        load_weights(task, read_weights(path))
+    return Model(task.eval(), recipe, spec, preprocess, fingerprint, path)
 
 
 def read_weights(directory: str | Path) -> dict[str, Tensor]:
     """The network's tensors in a model directory: one of ours, or a Llama or GPT-2 as Hugging Face lays it out."""
     if _read_one(Path(directory)).get("format") is None:
         return from_hugging_face(directory)[2]
-    file = Path(directory) / "model.safetensors"
-    try:
-        return dict(safetensors.torch.load_file(file))
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; a finished run has it in its model/ directory") from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file}: damaged or not a safetensors file: {error}") from None
+    return read_tensors(Path(directory) / "model.safetensors")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: not a model directory: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}/config.json: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{path}/config.json: is not a JSON object")
-    return config
+    if not (path / "config.json").is_file():
+        raise DataError(f"{path}: not a model directory: it has no config.json")
+    return read_json(path / "config.json")
 
 
 def require_single(directory: str | Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from core.errors import DataError, ResourceError
 from core.storage.atomic import TEMPORARY, fingerprint, remove_tree, replace_text, sync_directory, write_file
+from core.storage.read import read_json
 
 Tensors = dict[str, Tensor]
 FORMAT = 1  # of the directory's layout; other versions are rejected, not guessed at
@@ -110,7 +111,7 @@ def load(path: Path, groups: Iterable[str] | None = None) -> Snapshot:
         if name not in files:
             raise DataError(f"{path}: has no {name}; it is no checkpoint of this kind")
         _verify(path / name, files[name])
-    record = _read_json(path / "state.json")
+    record = read_json(path / "state.json")
     tensors = {group: load_file(path / f"{group}.safetensors") for group in wanted}
     for group in wanted:
         for alias, name in record["aliases"].get(group, {}).items():
@@ -128,20 +129,8 @@ def _verify(path: Path, expected: Mapping[str, Any]) -> None:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: is not whole JSON; its writing was cut short or it was changed") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: is not a JSON object")
-    return value
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = _read_json(path / "manifest.json")
+    manifest = read_json(path / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path}: checkpoint format {manifest.get('format')!r}, this Hanse reads format {FORMAT}")
     if manifest.pop("sha256", None) != _checksum(manifest):

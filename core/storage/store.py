@@ -27,6 +27,7 @@ from typing import Any, Self
 from core.errors import ConfigError, DataError, HanseError, ResourceError
 from core.storage.atomic import TEMPORARY, remove_tree, replace_text, write_all
 from core.storage.path import user_path
+from core.storage.read import read_json
 
 Record = dict[str, Any]
 
@@ -76,7 +77,7 @@ class Run:
     def summary(self) -> Record:
         """summary.json; empty if the run has not come to its end. Raises DataError if it is damaged."""
         path = self.path / "summary.json"
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
 
 def read_run(path: Path) -> Run:
@@ -84,7 +85,7 @@ def read_run(path: Path) -> Run:
     path = Path(path)
     if not is_run(path):
         raise DataError(f"{path}: is not a run directory, it has no run.json")
-    return Run(path, _read_json(path / "run.json"))
+    return Run(path, read_json(path / "run.json"))
 
 
 def is_run(path: Path) -> bool:
@@ -148,18 +149,6 @@ def find_run(root: Path, reference: str) -> Run:
 
 def _some(ids: list[str]) -> str:
     return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-
-
-def _read_json(path: Path) -> Record:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: is not whole JSON; it was changed or damaged") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: is not a JSON object")
-    return value
 
 
 def _read_lines(path: Path) -> list[Record]:

@@ -79,7 +79,7 @@ def test_a_dry_run_ends_well_whatever_stands_in_data_and_model(
     for key in keys_of(TrainRun):
         section = key.name.partition(".")[0]
         if section in ("data", "model", "train") and key.kinds.items() <= kinds.items():
-            for value in draws(key.name + base["data"]["kind"], 3):
+            for value in draws(key.name + base["data"]["kind"], 2):
                 ends_well(estimate, key, value)
 
 

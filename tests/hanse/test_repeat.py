@@ -191,7 +191,7 @@ def test_a_damaged_member_summary_is_named(config: Path, tmp_path: Path, capsys:
     (tmp_path / "run" / "members" / "seed-1.json").write_text('{"mem')
     (tmp_path / "run" / "summary.json").unlink()
     assert train(config, tmp_path / "run", "repeat.seeds=2", "resume=true") == 3
-    assert "seed-1.json: cannot be read" in capsys.readouterr().err
+    assert "seed-1.json: is not whole JSON" in capsys.readouterr().err
 
 
 def test_a_language_model_is_repeated_and_its_ensemble_writes(config: Path, tmp_path: Path) -> None:
