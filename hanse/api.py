@@ -71,7 +71,7 @@ def predict(
     seed: int = 0,
 ) -> list[Prediction]:
     """One answer per row of a file, or picture of a folder: {"row", "class", "probability"} or {"row", "value"}; of
-    pictures also {"file"}.
+    pictures also {"file"}, of a table its `data.id`.
 
     An ensemble, or `samples` passes with dropout, add "entropy" and "mutual_information", or "std".
     """

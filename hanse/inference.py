@@ -25,6 +25,7 @@ FIXED = (
     "missing", "normalize", "categories", "tokenizer", "context", "size", "background", "split", "augment",
     "token_drop", "target", "columns", "drop", "categorical",
 )  # fmt: skip
+ANSWERS = {"row", "fold", "target", "class", "value", "probability", "entropy", "mutual_information", "std"}
 OUT_OF_FOLD = "out-of-fold"  # every row judged by the members that never saw it, all folds together
 
 
@@ -67,7 +68,7 @@ def evaluate(
 def evaluate_each(models: Sequence[Model]) -> tuple[Evaluation, list[Prediction]]:
     """The evaluation on what was held out, and an answer for each of its rows; none for text.
 
-    {"row", "file" of pictures, "target", "class" or "value", ...}: rows are counted from 1 as they stand in the source;
+    {"row", what names it, "target", "class" or "value", ...}: rows are counted from 1 as they stand in the source;
     of folds they are all of its rows, each with its `fold`.
     """
     if models[0].spec.target == "token":
@@ -114,9 +115,9 @@ def predict(
 ) -> list[Prediction]:
     """One answer per row of the data that `data.path` names: class and its probability, or a value. No target is read.
 
-    Each has its row, counted from 1 as it stands in the source, and what names it: of pictures the file. Where several
-    voices speak, also how sure they are: the entropy of their mean and the mutual information in nats, or the standard
-    deviation between them in the target's units. `tell` gets the notes of reading the data.
+    Each has its row, counted from 1 as it stands in the source, and what names it: the file of a picture, `data.id` of a
+    table. Where several voices speak, also how sure they are: the entropy of their mean and the mutual information in
+    nats, or the standard deviation between them in the target's units. `tell` gets the notes of reading the data.
     """
     if models[0].spec.target == "token":
         raise ConfigError(f"{models[0].directory}: a language model predicts text; use `hanse generate`")
@@ -160,7 +161,8 @@ def _places(panel: Panel) -> list[Prediction]:
     rows: list[int] = data.rows[panel.split].tolist()
     if data.names is None:
         return [{"row": row + 1} for row in rows]
-    return [{"row": row + 1, data.names.what: data.names.values[row]} for row in rows]
+    name = data.names.what if data.names.what and data.names.what not in ANSWERS else "id"
+    return [{"row": row + 1, name: data.names.values[row]} for row in rows]
 
 
 def _answers(panel: Panel, heard: Sequence[Heard], several: bool) -> list[Prediction]:

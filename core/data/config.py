@@ -111,7 +111,8 @@ class Table:
     """Rows of a csv, tsv, parquet, jsonl, npz or npy file.
 
     target: the column to predict; null is the last one. columns: those to predict from; null is all others but those in
-    `drop`. categorical: columns that are texts even if they look like numbers. weight: a column of example weights.
+    `drop`. categorical: columns that are texts even if they look like numbers. id: a column that names the rows, in
+    answers, and is no input. weight: a column of example weights.
     header: false names the columns of a csv f0, f1, ... delimiter and numbers: what stands between a csv's cells, and
     how its numbers are written; null recognizes both. Texts become one input per value (one_hot) or a code in [0, 1]
     (integer). Empty and NaN cells are refused, or filled with the training mean. normalize: numbers, and real targets,
@@ -124,6 +125,7 @@ class Table:
     columns: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    id: str | None = None
     weight: str | None = None
     header: bool = True
     delimiter: str | None = None
@@ -138,6 +140,8 @@ class Table:
             raise ValueError("columns must name at least one column; null takes all")
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns must not name a column twice, got {list(self.columns)}")
+        if self.id is not None and self.id in (self.target, *(self.columns or ())):
+            raise ValueError(f"id must name a column that is neither target nor input, got {self.id!r}")
         if both := set(self.columns or ()) & set(self.drop):
             raise ValueError(f"drop must not name what columns names, got {sorted(both)} in both")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):

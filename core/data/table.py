@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.data.config import Table
-from core.data.examples import Data, Stacked
+from core.data.examples import Data, Names, Stacked
 from core.data.labels import class_labels, known_labels
 from core.data.preprocess import Preprocess, TableFit, Trained, fit_table, problems_of, standardization
 from core.data.sources import bundled
@@ -82,7 +82,9 @@ def load_table(config: Table, target: Target, seed: int, trained: Trained | None
     rows = {split: torch.from_numpy(index) for split, index in splits.items()}
     parts = {split: _rows(prepared, targets, weight, index) for split, index in rows.items()}
     notes = (*source.frame.notes, *_told(left_out), *sheet.notes, *_suspects(inputs))
-    return Data(Preprocess(spec, fitted), source.fingerprint, parts, seed, rows=rows, notes=notes)
+    return Data(
+        Preprocess(spec, fitted), source.fingerprint, parts, seed, rows=rows, notes=notes, names=_names(config, source)
+    )
 
 
 def open_table(preprocess: Preprocess, config: Table, labeled: bool = True) -> Data:
@@ -120,7 +122,8 @@ def open_table(preprocess: Preprocess, config: Table, labeled: bool = True) -> D
     prepared = fitted.inputs(inputs)
     weight = _weights(config, sheet, source) if config.weight in source.frame.names else None
     parts, rows = {"test": Stacked(prepared, targets, weight)}, {"test": torch.arange(len(prepared))}
-    return Data(preprocess, source.fingerprint, parts, rows=rows, notes=(*source.frame.notes, *sheet.notes))
+    notes = (*source.frame.notes, *sheet.notes)
+    return Data(preprocess, source.fingerprint, parts, rows=rows, notes=notes, names=_names(config, source))
 
 
 def column_values(config: Table, data: Data, name: str) -> NDArray[Any]:
@@ -175,15 +178,26 @@ def _read(source: Source, wanted: dict[str, As], config: Table) -> Sheet:
     return sheet
 
 
+def _names(config: Table, source: Source) -> Names | None:
+    """What `id` calls the rows, as it stands in the file."""
+    if config.id is None:
+        return None
+    if config.id not in source.frame.names:
+        hint = f"{nearest(config.id, source.frame.names)}; data.id=null goes without"
+        raise DataError(f"{source.name}: data.id: there is no column '{config.id}'; {hint}")
+    column = _texts(source.frame.read({config.id: TEXTS}), config.id)
+    return Names(config.id, [column.distinct[place] if place >= 0 else "" for place in column.places.tolist()])
+
+
 def _indexes(config: Table, source: Source) -> list[str]:
     """Row numbers that pandas wrote, unless the config names them."""
-    named = {config.target, config.weight, *config.drop, *(config.columns or ())}
+    named = {config.target, config.weight, config.id, *config.drop, *(config.columns or ())}
     is_all = config.columns is None
     return [name for name in source.frame.names if is_all and name in INDEXES and name not in named]
 
 
 def _target_name(config: Table, source: Source) -> str:
-    others = [name for name in source.frame.names if name not in (config.weight, *config.drop, *INDEXES)]
+    others = [name for name in source.frame.names if name not in (config.weight, config.id, *config.drop, *INDEXES)]
     name = config.target or source.target or (others[-1] if others else "")
     if name not in source.frame.names or name in config.drop:
         hint = nearest(name, others)
@@ -202,7 +216,7 @@ def _features(config: Table, source: Source, target: str, left_out: Sequence[str
         raise DataError(f"{source.name}: data.weight: there is no column '{config.weight}'; {hint}")
     if target in (config.columns or ()):
         raise DataError(f"{source.name}: data.columns: '{target}' is the target; a model must not see it as an input")
-    others = {target, config.weight, *config.drop, *left_out}
+    others = {target, config.weight, config.id, *config.drop, *left_out}
     wanted = config.columns or [name for name in source.frame.names if name not in others]
     if not wanted:
         raise DataError(f"{source.name}: there is no column to predict '{target}' from")

@@ -150,3 +150,42 @@ def test_what_is_wrong_with_standard_input_is_said_of_it(
         given(monkeypatch, content)
         assert main(["predict", str(run), "data.path=-"]) == code
         assert capsys.readouterr().err.startswith(f"hanse: {said}")
+
+
+# --- what names a row ----------------------------------------------------------------------------------------------
+
+
+def people(path: Path, ids: str = "who") -> Path:
+    rows = [f"{i:03d},{i % 7},{'yes' if i % 7 > 3 else 'no'}" for i in range(60)]
+    path.write_text("\n".join([f"{ids},a,y", *rows]) + "\n")
+    return path
+
+
+def test_the_answers_of_a_table_carry_its_id_as_it_stands_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = f"data: {{kind: table, path: {people(tmp_path / 'a.csv')}, id: who}}\nmodel: {{kind: mlp, hidden: [4]}}\n"
+    run = trained(tmp_path, f"{config}train: {{steps: 5}}\n")
+    assert "1 column -> 1 input, target y" in (run / "events.jsonl").read_text()  # a name is no input
+    found = answers(run, tmp_path / "a.csv", tmp_path)
+    assert [(row["row"], row["who"]) for row in found[:2]] == [("1", "000"), ("2", "001")]
+    capsys.readouterr()
+    other = people(tmp_path / "b.csv", ids="class")
+    assert main(["predict", str(run), f"data.path={other}"]) == 3
+    assert "data.id: there is no column 'who'" in capsys.readouterr().err
+    assert answers(run, other, tmp_path, "data.id=class")[59]["id"] == "059"  # `class` is the answer's
+    assert "who" not in answers(run, other, tmp_path, "data.id=null")[0]
+
+
+def test_the_held_out_rows_of_a_repeat_carry_their_id(tmp_path: Path) -> None:
+    config = f"data: {{kind: table, path: {people(tmp_path / 'a.csv')}, id: who}}\nmodel: {{kind: mlp, hidden: [4]}}\n"
+    run = trained(tmp_path, f"{config}train: {{steps: 3}}\nrepeat: {{folds: 2}}\n")
+    with (run / "predictions.csv").open() as file:
+        assert [row["who"] for row in csv.DictReader(file)] == [f"{i:03d}" for i in range(60)]
+
+
+def test_an_id_that_is_an_input_or_the_target_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "it.yaml").write_text(WINE)
+    for words in (["data.target=who"], ["data.columns=[who]"]):
+        assert main(["train", str(tmp_path / "it.yaml"), "data.id=who", *words]) == 2
+        assert "data.id: must name a column that is neither target nor input" in capsys.readouterr().err
