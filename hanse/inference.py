@@ -115,8 +115,8 @@ def predict(
 ) -> list[Prediction]:
     """One answer per row of the data that `data.path` names: class and its probability, or a value. No target is read.
 
-    Each has its row, counted from 1 as it stands in the source, and what names it: the file of a picture, `data.id` of a
-    table. Where several voices speak, also how sure they are: the entropy of their mean and the mutual information in
+    Each has its row, counted from 1 as it stands in the source, and what names it: a picture's file, a table's
+    `data.id`. Where several voices speak, also how sure they are: entropy of their mean and mutual information in
     nats, or the standard deviation between them in the target's units. `tell` gets the notes of reading the data.
     """
     if models[0].spec.target == "token":
