@@ -1,11 +1,11 @@
 """Runs a federation again and again, killed with -9 at another point each time and then gone on with, in processes of
 its own.
 
-    python tests/federated/kill_points.py DIRECTORY     one JSON line a point: which, how many there are, the weights'
-    SHA-256
+    python -m tests.federated.kill_points DIRECTORY     one JSON line a point: which, what was written there, how many
+    there are, the weights' SHA-256
 
 A point is a moment at which something is about to be written, or has just been: a record, a client's vectors, a
-checkpoint.
+checkpoint. One of each kind is tried, early and late ones; with HANSE_SWEEP=N, N of each.
 """
 
 import json
@@ -24,8 +24,8 @@ from core.storage.store import RunDirectory
 from federated.keeping import Keeping
 from hanse.console import Console
 from hanse.federate import parse_federate, simulate
+from tests.fuzz.hostile import SWEEP
 
-POINTS = 12
 CONFIG: dict[str, Any] = {
     "name": "killed",
     "data": {"kind": "table", "path": "bundled:wine"},
@@ -44,11 +44,10 @@ WATCHED = [(RunDirectory, "record"), (Keeping, "put"), (Keeping, "settle"), (Che
 
 
 def main(root: Path) -> None:
-    """An undisturbed run tells how many points there are."""
+    """An undisturbed run tells which points there are."""
     points, sound = in_a_process(lambda: run(root / "sound", {}, kill_at=None))
     report(-1, points, sound)
-    for number in range(POINTS):
-        at = 1 + number * (points - 1) // (POINTS - 1)
+    for at in drawn(points, SWEEP):
         where = root / f"killed-{at}"
         in_a_process(lambda at=at, where=where: run(where, {}, kill_at=at))  # type: ignore[misc]
         assert not (where / "summary.json").exists(), "it was killed before its end"
@@ -56,21 +55,31 @@ def main(root: Path) -> None:
         report(at, points, weights)
 
 
-def run(where: Path, changes: dict[str, Any], kill_at: int | None) -> tuple[int, str]:
-    """(points passed, SHA-256 of the weights)."""
-    torch.set_num_threads(1)
-    passed = [0]
+def drawn(points: list[str], of_each: int) -> list[int]:
+    """Where to kill, counted from 1: so many of each kind, spread over the run, other kinds at other times."""
+    kinds, found = sorted(set(points)), set[int]()
+    for place, kind in enumerate(kinds):
+        there = [at for at, point in enumerate(points, start=1) if point == kind]
+        step = len(there) / of_each
+        found |= {there[int((number + (place + 0.5) / len(kinds)) * step)] for number in range(of_each)}
+    return sorted(found)
 
-    def tick() -> None:
-        passed[0] += 1
-        if passed[0] == kill_at:
+
+def run(where: Path, changes: dict[str, Any], kill_at: int | None) -> tuple[list[str], str]:
+    """(the points passed, SHA-256 of the weights)."""
+    torch.set_num_threads(1)
+    passed = list[str]()
+
+    def tick(point: str) -> None:
+        passed.append(point)
+        if len(passed) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **named: Any) -> Any:
-            tick()
+            tick(f"before {original.__qualname__}")
             result = original(*arguments, **named)
-            tick()
+            tick(f"after {original.__qualname__}")
             return result
 
         return watched
@@ -79,11 +88,11 @@ def run(where: Path, changes: dict[str, Any], kill_at: int | None) -> tuple[int,
         setattr(cls, name, around(getattr(cls, name)))
     with Console.choose(quiet=True) as console:
         _, summary = simulate(parse_federate({**CONFIG, "run_dir": str(where), **changes}, {}), console)
-    return passed[0], summary["weights_sha256"]
+    return passed, summary["weights_sha256"]
 
 
-def in_a_process(work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
-    """A fork, before torch has started threads here; (0, "") if it was killed."""
+def in_a_process(work: Callable[[], tuple[list[str], str]]) -> tuple[list[str], str]:
+    """A fork, before torch has started threads here; ([], "") if it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -101,13 +110,14 @@ def in_a_process(work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         sys.exit(1)
     if not said:
-        return 0, ""
+        return [], ""
     passed, weights = json.loads(said)
     return passed, weights
 
 
-def report(at: int, points: int, weights: str) -> None:
-    print(json.dumps({"at": at, "points": points, "weights": weights}), flush=True)
+def report(at: int, points: list[str], weights: str) -> None:
+    point = points[at - 1] if at > 0 else ""
+    print(json.dumps({"at": at, "point": point, "points": len(points), "weights": weights}), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,34 @@ for make in (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch
 """
 
 
-def steps(first: str) -> list[list[str]]:
-    done = subprocess.run([sys.executable, "-c", STEPS.format(first=first)], cwd=ROOT, capture_output=True, check=True)
+def steps(first: str, program: str = STEPS) -> list[list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(first=first)], cwd=ROOT, capture_output=True, check=True
+    )
     return [line.split(maxsplit=1) for line in done.stdout.decode().splitlines()]
 
 
 def test_optimizers_make_the_same_steps_without_the_compiler() -> None:
     spared, plain = steps("spare_the_compiler()"), steps("import torch._dynamo")
+    assert [line[0] for line in spared] == ["False", "False"]
+    assert [line[1] for line in spared] == [line[1] for line in plain]
+
+
+COUNT = """
+import sys
+{first}
+from core.data.spec import Spec
+from core.estimate import step_flops
+from core.recipe import Recipe
+from core.config import parse
+for model in ({{"kind": "mlp", "hidden": [8], "dropout": 0.1}}, {{"kind": "cnn", "channels": [4, 4]}}):
+    recipe = parse(Recipe, {{"name": "x", "data": {{"kind": "image"}}, "model": model}})
+    print("torch._dynamo" in sys.modules, step_flops(recipe, Spec("image", (1, 8, 8), 10, "class")))
+"""
+
+
+def test_flops_are_counted_without_the_compiler() -> None:
+    spared, plain = steps("", COUNT), steps("import torch._dynamo", COUNT)
     assert [line[0] for line in spared] == ["False", "False"]
     assert [line[1] for line in spared] == [line[1] for line in plain]
 
