@@ -27,19 +27,24 @@ from core.task import Task
 
 @dataclass
 class Progress:
-    """`step` counts finished steps; `best` is the best evaluation so far, `bad_evaluations` those since."""
+    """`step` counts finished steps; `best` is the best evaluation so far, `bad_evaluations` those since.
+
+    `unmeasured` counts evaluations in which the deciding metric was not defined.
+    """
 
     step: int = 0
     best: float | None = None
     best_step: int | None = None
     bad_evaluations: int = 0
+    unmeasured: int = 0
 
     def judge(self, value: float, metric: str) -> bool:
-        """Takes in an evaluation, NaN if it could not be measured; whether it is the best so far."""
-        if self.best is None:
-            better = math.isfinite(value)
-        else:
-            better = value > self.best if higher_is_better(metric) else value < self.best
+        """Records an evaluation; whether it is the best so far. One that could not be measured (NaN) is no bad one."""
+        if not math.isfinite(value):
+            self.unmeasured += 1
+            return False
+        sign = 1 if higher_is_better(metric) else -1
+        better = self.best is None or sign * value > sign * self.best
         self.bad_evaluations = 0 if better else self.bad_evaluations + 1
         if better:
             self.best, self.best_step = value, self.step

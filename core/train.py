@@ -7,7 +7,7 @@ is exact.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,7 +25,7 @@ from core.ordered import pairwise
 from core.precision import FULL, Precision
 from core.privacy.gradient import noise_like, private_gradient
 from core.recipe import Recipe, Training
-from core.runtime import LOCAL, Runtime
+from core.runtime import LOCAL, Record, Runtime
 from core.sharding import whole
 from core.task import Batch, Task, cut, split
 
@@ -267,9 +267,30 @@ def validate(task: Task, shard: Shard, recipe: Recipe, runtime: Runtime, precisi
 def _judge(learner: Learner, shard: Shard, recipe: Recipe, runtime: Runtime) -> bool:
     """Evaluates on the validation split and reports it; whether it is the best so far."""
     values = validate(learner.task, shard, recipe, runtime, learner.precision)
-    if runtime.rank == 0:
-        runtime.report({"step": learner.progress.step, "split": "validation", **values})
-    return learner.progress.judge(values.get(recipe.train.metric, math.nan), recipe.train.metric)
+    report = runtime.report if runtime.rank == 0 else lambda record: None
+    return judge(learner.progress, values, recipe.train, report)
+
+
+def judge(progress: Progress, values: dict[str, float], train: Training, report: Callable[[Record], None]) -> bool:
+    """Reports and records an evaluation on the validation split; whether it is the best so far.
+
+    A metric that decides and cannot be measured is reported once, with the reason.
+    """
+    report({"step": progress.step, "split": "validation", **values})
+    better = progress.judge(values.get(train.metric, math.nan), train.metric)
+    if progress.unmeasured == 1 and (train.patience is not None or train.keep == "best"):
+        report({"event": "note", "message": f"train.metric: {_why_unmeasured(values, train.metric)}"})
+    return better
+
+
+def _why_unmeasured(values: dict[str, float], metric: str) -> str:
+    if not values:
+        reason = "all examples of the validation split weigh 0"
+    elif metric in values:
+        reason = f"it is {values[metric]}"
+    else:
+        reason = "all targets of the validation split are equal, or it has too few examples"
+    return f"{metric} could not be measured: {reason}; patience and keep pass such evaluations over"
 
 
 def require_validation(shard: Shard, train: Training) -> bool:

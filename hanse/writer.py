@@ -16,6 +16,7 @@ from core.storage.artifact import Model
 
 DEFAULT_LENGTH = 200  # new tokens, where the model's context has room for them
 PROMPTS = ("The ", "In ", "\n")  # of the samples that a run shows
+DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")  # what a beam search has no use for
 BROKEN = "\ufffd"  # what an unfinished UTF-8 character is decoded to
 
 
@@ -47,8 +48,11 @@ class Writing:
 
     @property
     def sampling(self) -> Sampling:
-        """How each token is chosen."""
+        """How each token is chosen. A beam search draws nothing: the settings of a draw are refused beside it."""
         if self.beams > 1:
+            given = [name for name in DRAWING if getattr(self, name) != getattr(type(self), name)]
+            if given:
+                raise ValueError(f"beams above 1 searches without chance; leave {', '.join(given)} out, or set beams=1")
             return Sampling(beams=self.beams)
         greedy = self.temperature == 0
         return Sampling(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.data.config import Table
 from core.data.labels import in_order, places_in
-from core.data.sources.frame import TEXTS, As, Columns, Numeric, Problem, Texts
+from core.data.sources.frame import LARGEST, TEXTS, As, Columns, Numeric, Problem, Texts
 from core.data.sources.notation import PLAIN, Form
 from core.data.spec import Spec
 from core.data.tokenizer import Tokenizer
@@ -73,14 +73,14 @@ class TableFit:
         return {f.name: f.form if isinstance(f, Number) else TEXTS for f in self.features}
 
     def inputs(self, columns: Columns) -> Tensor:
-        """[N, F] float32, of columns as they are `wanted`."""
+        """[N, F] float32, of columns as they are `wanted`. DataError for a number that float32 cannot hold."""
         blocks = []
         for feature in self.features:
             column = columns[feature.name]
             if isinstance(feature, Number):
                 assert isinstance(column, Numeric)
-                scaled = (column.values - feature.mean) / feature.std
-                blocks.append(np.nan_to_num(scaled, nan=0.0).astype(np.float32)[:, None])
+                scaled = _in_float32((column.values - feature.mean) / feature.std, column.values, feature.name)
+                blocks.append(np.nan_to_num(scaled, nan=0.0)[:, None])
             else:
                 assert isinstance(column, Texts)
                 blocks.append(_codes(feature, column))
@@ -88,7 +88,19 @@ class TableFit:
 
     def real_targets(self, values: NDArray[np.float64]) -> Tensor:
         """[N, 1] float32, standardized."""
-        return torch.from_numpy(((values - self.target_mean) / self.target_std).astype(np.float32))[:, None]
+        scaled = _in_float32((values - self.target_mean) / self.target_std, values, self.target)
+        return torch.from_numpy(scaled)[:, None]
+
+
+def _in_float32(scaled: NDArray[np.float64], values: NDArray[np.float64], name: str) -> NDArray[np.float32]:
+    """The standardized `scaled` in float32. DataError names the first of `values` that is too large for it."""
+    too_large = np.abs(scaled) > LARGEST
+    if too_large.any():
+        row = int(too_large.argmax())
+        raise DataError(
+            f"row {row + 1}, column '{name}': {values[row]:g} is too far from the training rows for float32; mend it"
+        )
+    return scaled.astype(np.float32)
 
 
 def fit_table(config: Table, columns: Columns, target: str) -> TableFit:
@@ -130,7 +142,7 @@ def problems_of(columns: Columns, fill: bool, cure: str) -> list[Problem]:
         bad = column.bad_cell(allow_missing=fill)
         if bad is not None:
             row, what = bad
-            mended = "mend it" if "infinite" in what else cure
+            mended = "mend it" if what.startswith("the number") else cure
             problems.append(Problem(name, f"row {row + 1}, column '{name}': {what}", mended))
         if isinstance(column, Texts) and len(column.distinct) > MAX_CATEGORIES:
             what = (

@@ -81,6 +81,10 @@ def load_table(config: Table, target: Target, seed: int, trained: Trained | None
     prepared, weight = fitted.inputs(inputs), _weights(config, sheet, source)
     rows = {split: torch.from_numpy(index) for split, index in splits.items()}
     parts = {split: _rows(prepared, targets, weight, index) for split, index in rows.items()}
+    if (learned := parts["train"].weight) is not None and not learned.any():
+        raise DataError(
+            f"{source.name}: data.weight: '{config.weight}' is 0 in every training row; name another column"
+        )
     notes = (*source.frame.notes, *_told(left_out), *sheet.notes, *_suspects(inputs))
     return Data(
         Preprocess(spec, fitted), source.fingerprint, parts, seed, rows=rows, notes=notes, names=_names(config, source)

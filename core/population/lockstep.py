@@ -5,7 +5,6 @@ does: the same batches, evaluations, early stopping and errors, and the same num
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import nan
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from core.recipe import Training
 from core.runtime import LOCAL, Record, Runtime
 from core.storage.checkpoint import Snapshot
 from core.task import Batch
-from core.train import Ended, Result, due, how_ended, require_validation, validate
+from core.train import Ended, Result, due, how_ended, judge, require_validation, validate
 
 
 def fit_together(
@@ -156,8 +155,10 @@ class Lockstep:
         if self.judges[member.name] and due(progress.step, train.evaluation_interval, train.steps):
             task = self.population.mirror(self.at[member.name])
             values = validate(task, member.shard, member.recipe, self.runtime, self.population.precision)
-            self.runtime.report({"member": member.name, "step": progress.step, "split": "validation", **values})
-            if progress.judge(values.get(train.metric, nan), train.metric) and train.keep == "best":
+            if (
+                judge(progress, values, train, lambda record: self.runtime.report({"member": member.name, **record}))
+                and train.keep == "best"
+            ):
                 self.best[member.name] = {n: t.clone() for n, t in task.network.state_dict().items()}
         return how_ended(progress, train)
 

@@ -11,6 +11,7 @@ from core.config import apply, parse
 from core.data import Data, load
 from core.errors import ConfigError, WorkerError
 from core.learner import load_weights, start
+from core.population import Member, fit_all
 from core.recipe import Recipe
 from core.runtime import Runtime
 from core.storage.checkpoint import Checkpointer
@@ -267,3 +268,18 @@ def test_the_records_of_a_run_carry_what_a_reader_needs(digits: Data) -> None:
     validation = [r for r in records if r.get("split") == "validation"]
     assert [r["step"] for r in validation] == [6, 12]
     assert validation[-1]["accuracy"] > 0.1
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_metric_that_cannot_be_measured_is_said_once_and_costs_no_patience(backend: Any) -> None:
+    undefined = {"train__metric": "r2", "train__patience": 2, "train__evaluate_every": 2, "train__keep": "best"}
+    table = {"kind": "table", "path": "bundled:diabetes", "split": {"validation": 0.003}}  # one row: it has no r2
+    recipe = recipe_of(data=table, objective={"kind": "regression"}, **undefined)
+    data, records = load(recipe.data, "real", recipe.seed), list[dict[str, Any]]()
+    assert data.sizes["validation"] == 1
+    members = [Member(name, recipe, data.shard()) for name in "ab"]
+    outcomes = fit_all(members, backend, Runtime(report=records.append))
+    assert [outcome.ended for outcome in outcomes] == ["done", "done"]
+    said = [record for record in records if record.get("event") == "note"]
+    assert [record["member"] for record in said] == ["a", "b"]
+    assert "train.metric: r2 could not be measured: all targets of the validation split are equal" in said[0]["message"]

@@ -205,6 +205,14 @@ def test_every_way_to_choose_tokens_can_be_asked_for(
     assert capsys.readouterr().out.startswith("The ")
 
 
+def test_a_beam_search_refuses_settings_that_it_would_pass_over(
+    trained: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", trained["english"], "prompt=The ", "beams=3", "top_k=5", "temperature=0"]) == 2
+    said = capsys.readouterr().err
+    assert "beams: above 1 searches without chance; leave temperature, top_k out, or set beams=1" in said
+
+
 def test_a_language_model_keeps_samples_of_what_it_writes(trained: dict[str, str]) -> None:
     samples = json.loads((Path(trained["english"]) / "summary.json").read_text())["samples"]
     assert len(samples) >= 2 and all(sample["prompt"] and sample["text"] for sample in samples)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import hanse
+from core.errors import DataError
 from hanse.cli import main
 
 CONFIG: dict[str, Any] = {
@@ -80,3 +81,15 @@ def test_a_spreadsheet_of_semicolons_and_decimal_commas_trains_and_predicts(
     assert main(["predict", str(tmp_path / "run"), f"data.path={new}", f"out={tmp_path / 'out.jsonl'}"]) == 0
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["class"] for answer in answers] == ["yes", "no"]
+
+
+def test_weights_that_are_all_zero_and_numbers_past_float32_are_refused_by_name(tmp_path: Path) -> None:
+    rows = "".join(f"{i},0,{i % 2}\n" for i in range(60))
+    with pytest.raises(DataError, match=r"data.weight: 'w' is 0 in every training row; name another column"):
+        train(write(tmp_path / "weights.csv", "a,w,y\n" + rows), data__weight="w")
+    with pytest.raises(DataError, match=r"row 61, column 'a': the number 1e\+39 is too large for float32; mend it"):
+        train(write(tmp_path / "large.csv", "a,w,y\n" + rows + "1e39,0,1\n"))
+    run = train(write(tmp_path / "small.csv", "a,y\n" + "".join(f"{i * 1e-9},{i % 2}\n" for i in range(60))))
+    new = write(tmp_path / "new.csv", "a\n1\n1e38\n")
+    with pytest.raises(DataError, match=r"row 2, column 'a': 1e\+38 is too far from the training rows for float32"):
+        hanse.predict(run, new)

@@ -35,13 +35,19 @@ class Numeric:
 
     def bad_cell(self, allow_missing: bool = False) -> tuple[int, str] | None:
         """The first unusable cell: its row (from 0) and what it is; None if all are good."""
-        bad = np.isinf(self.values) if allow_missing else ~np.isfinite(self.values)
+        bad = np.abs(self.values) > LARGEST
+        if not allow_missing:
+            bad |= np.isnan(self.values)
         if not bad.any():
             return None
         row = int(bad.argmax())
-        return row, "the number is infinite" if np.isinf(
-            self.values[row]
-        ) else f"the cell is empty or NaN{_read_so(self.empties)}"
+        if np.isnan(self.values[row]):
+            return row, f"the cell is empty or NaN{_read_so(self.empties)}"
+        what = "is infinite" if np.isinf(self.values[row]) else f"{self.values[row]:g} is too large for float32"
+        return row, f"the number {what}"
+
+
+LARGEST = float(np.finfo(np.float32).max)  # models calculate in float32
 
 
 @dataclass(frozen=True)
