@@ -54,6 +54,12 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.run.strategy.require(self.cohort)
+        judges = self.run.evaluate.clients
+        if judges is not None and judges > len(self.clients):
+            raise ConfigError(
+                f"evaluate.clients: {judges} are to judge, and there are {len(self.clients)} clients; lower it, or "
+                "write null to ask all"
+            )
         self.run.recipe.schedule.factor(0, self.run.rounds)  # refuses a warmup longer than the run
         if self.run.attack:
             self.run.attack.require(self.clients.preprocess, len(self.clients))

@@ -14,6 +14,8 @@ from federated.transforms.chain import require
 
 Row = tuple[str, Callable[[FederateRun], bool], str]
 
+LEARNING = ("FedAvgM", "FedAdagrad", "FedAdam", "FedYogi")  # of Flower's: the mean update is a gradient
+
 ROWS: tuple[Row, ...] = (
     (
         "early stopping of clients",
@@ -63,10 +65,37 @@ ROWS: tuple[Row, ...] = (
         "error_feedback=true",
     ),
     (
-        "batch statistics with a server's learning rate",
-        lambda run: getattr(run.strategy, "server_lr", 1.0) != 1.0 and getattr(run.recipe.model, "norm", "") == "batch",
-        "strategy.server_lr: batch statistics are averages, which no learning rate may scale; set it to 1, or use "
-        "model.norm=group",
+        "batch statistics that a server's learning rate scales",
+        lambda run: (
+            _has_batch_norm(run)
+            and getattr(run.strategy, "scales_buffers", False)
+            and getattr(run.strategy, "server_lr", 1.0) != 1.0
+        ),
+        "strategy.server_lr: here it scales batch statistics too, which are averages; set it to 1, or use "
+        "model.norm=group, or strategy.kind=fedavgm with server_momentum=0, which scales only what is learned",
+    ),
+    (
+        "batch statistics of an asynchronous strategy",
+        lambda run: _has_batch_norm(run) and run.is_asynchronous,
+        "strategy.kind: an asynchronous server adds up changes from statistics that are not its own any more, and a "
+        "variance may fall below 0; use model.norm=group, or a strategy that waits for its cohort",
+    ),
+    (
+        "batch statistics with centered clipping",
+        lambda run: _has_batch_norm(run) and run.strategy.kind == "centered_clipping",
+        "strategy.kind: centered_clipping goes on where the last round went, and a variance may fall below 0; use "
+        "model.norm=group, or another robust rule",
+    ),
+    (
+        "batch statistics with an optimizer of Flower's at the server",
+        lambda run: _has_batch_norm(run) and isinstance(run.strategy, Theirs) and run.strategy.name in LEARNING,
+        "strategy.name: Flower's server optimizers move batch statistics as if they were learned, and a variance may "
+        "fall below 0; use the strategy of ours (fedavgm, fedadagrad, fedadam, fedyogi), or model.norm=group",
+    ),
+    (
+        "a learning rate of 0 where updates are divided by it",
+        lambda run: run.strategy.kind in ("scaffold", "qfedavg") and getattr(run.recipe.schedule, "level", 1.0) == 0,
+        "schedule.level: this strategy divides updates by the learning rate, so it must be above 0",
     ),
     (
         "a strategy of Flower's with a cohort",
@@ -119,6 +148,10 @@ ROWS: tuple[Row, ...] = (
         "address: only engine=pool uses a Ray cluster; set engine=pool",
     ),
 )
+
+
+def _has_batch_norm(run: FederateRun) -> bool:
+    return getattr(run.recipe.model, "norm", "") == "batch"
 
 
 def _is_lossy(transform: TransformConfig) -> bool:

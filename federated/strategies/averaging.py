@@ -15,6 +15,7 @@ class Averaging(ABC):
     is_stateful = False
     measures_before = False
     judges_own = False  # whether clients judge with what they keep
+    scales_buffers = False  # whether server_lr scales batch statistics as it scales weights
     counts_once = False  # whether every reply has the weight 1, whatever its client says
 
     def require(self, cohort: int) -> None:  # noqa: B027 - what most of them say

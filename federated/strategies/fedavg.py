@@ -16,6 +16,8 @@ class FedAvg(Averaging):
     kind: Literal["fedavg"] = "fedavg"
     server_lr: float = 1.0
 
+    scales_buffers = True
+
     def __post_init__(self) -> None:
         if not self.server_lr > 0:
             raise ValueError(f"server_lr must be above 0, got {self.server_lr}")

@@ -26,6 +26,7 @@ class NormBounding(Averaging):
     server_lr: float = 1.0
 
     counts_once = True
+    scales_buffers = True
 
     def __post_init__(self) -> None:
         for name in ("bound", "server_lr"):

@@ -1,5 +1,6 @@
 """Every engine against the plain loop, and against each other."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from core.config import parse_run
-from core.errors import DataError, WorkerError
+from core.errors import ConfigError, DataError, WorkerError
 from core.pool import Done, LocalPool, ProcessPool, WorkerPool
 from federated.engine import PoolEngine
+from federated.exchange import UPDATE, Reply, Total
 from federated.federation import Federation
 from federated.run import FederateRun
 from federated.server import Watch
+from federated.strategies import CenteredClipping, FedBuff
 from tests.federated.reference import reference, served
 
 CONFIG: dict[str, Any] = {
@@ -90,6 +93,70 @@ def test_batch_statistics_are_averaged_like_weights() -> None:
     found = federation(model=model)
     assert found.frame.size > found.frame.trainable
     torch.testing.assert_close(served(found, local(found)), reference(found), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold"])
+def test_a_servers_learning_rate_moves_what_is_learned_and_leaves_batch_statistics_to_their_mean(kind: str) -> None:
+    changes = {"model": {"kind": "cnn", "channels": [4], "norm": "batch", "hidden": 8}, "rounds": 1}
+    changes |= {"partition": {"kind": "iid"}, "clients": 5, "cohort": None, "evaluate": {"every": 0, "held_out": 0.0}}
+    plain = federation(**changes)
+    found = federation(**changes, strategy={"kind": kind, "server_lr": 0.5})
+    trainable, tolerance = plain.frame.trainable, {"rtol": 0, "atol": 1e-2}  # sizes differ by one example
+    ours, theirs = served(found, local(found)), served(plain, local(plain))
+    torch.testing.assert_close(ours[trainable:], theirs[trainable:], **tolerance)
+    assert not torch.allclose(ours[:trainable], theirs[:trainable], atol=1e-3)
+    assert not torch.allclose(ours[trainable:], found.first[trainable:], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "strategy, said",
+    [
+        ({"kind": "fedavg", "server_lr": 0.5}, r"strategy\.server_lr: here it scales batch statistics too"),
+        ({"kind": "median", "server_lr": 0.5}, r"strategy\.server_lr: here it scales batch statistics too"),
+        ({"kind": "norm_bounding", "server_lr": 0.5}, r"strategy\.server_lr: here it scales batch statistics too"),
+        ({"kind": "fedbuff", "buffer": 2, "concurrency": 4}, r"strategy\.kind: an asynchronous server adds up changes"),
+        ({"kind": "centered_clipping"}, r"strategy\.kind: centered_clipping goes on where the last round went"),
+        ({"kind": "flower", "name": "FedAdam"}, r"strategy\.name: Flower's server optimizers move batch statistics"),
+    ],
+)
+def test_strategies_that_would_spoil_batch_statistics_are_refused_with_the_reason(
+    strategy: dict[str, Any], said: str
+) -> None:
+    model = {"kind": "cnn", "channels": [4], "norm": "batch", "hidden": 8}
+    with pytest.raises(ConfigError, match=said):
+        federation(model=model, cohort=None, strategy=strategy)
+
+
+def test_changes_from_stale_statistics_and_a_moving_center_can_take_a_variance_below_0() -> None:
+    variance, total = torch.tensor([10.0]), Total()
+    total.add(Reply(0, 1.0, {UPDATE: torch.tensor([-9.0])}))  # from 10 to the 1 that a client measured
+    empty = {"momentum": torch.zeros(0)}
+    once, _ = FedBuff(buffer=1, concurrency=2).step(variance, empty, total, 2)
+    stale, _ = FedBuff(buffer=1, concurrency=2).step(once, empty, total, 2)  # measured by another before that
+    assert once == 1.0 and stale < 0
+    still = torch.zeros(3, 1)  # clients that measure 1 again
+    moved = CenteredClipping(radius=1.0, iterations=1).rule(still, {"center": torch.tensor([-9.0])})
+    assert 1.0 + moved < 0
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"evaluate": {"clients": 13}}, r"evaluate\.clients: 13 are to judge, and there are 12 clients"),
+        *(
+            ({"strategy": {"kind": kind}, "schedule": {"kind": "constant", "level": 0}}, r"schedule\.level: .* above 0")
+            for kind in ("scaffold", "qfedavg")
+        ),
+        ({"local_epochs": math.inf}, "local_epochs: should be a finite number, got inf"),
+        ({"strategy": {"kind": "fedprox", "mu": math.inf}}, r"strategy\.mu: should be a finite number"),
+        ({"strategy": {"kind": "fedadam", "tau": math.inf}}, r"strategy\.tau: should be a finite number"),
+        ({"partition": {"kind": "dirichlet", "alpha": math.inf}}, r"partition\.alpha: should be a finite number"),
+        ({"evaluate": {"fine_tune_epochs": math.nan}}, r"evaluate\.fine_tune_epochs: should be a finite number"),
+    ],
+)
+def test_numbers_that_no_run_can_bear_are_refused_when_they_are_read(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        federation(**changes)
 
 
 def test_a_full_cohort_of_one_step_is_centralized_gradient_descent() -> None:

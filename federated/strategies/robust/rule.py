@@ -28,6 +28,8 @@ class Robust(Averaging):
     mix_neighbors: bool = False
     server_lr: float = 1.0
 
+    scales_buffers = True
+
     def __post_init__(self) -> None:
         if self.byzantine < 0:
             raise ValueError(f"byzantine must be 0 or more, got {self.byzantine}")
