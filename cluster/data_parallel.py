@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cluster.session import session
-from core.errors import ConfigError, DataError, HanseError, ResourceError, WorkerError
+from cluster.embedded import busy
+from cluster.room import wait_for_room
+from cluster.session import require_ray, session
+from core.errors import ConfigError, DataError, HanseError, LostError, ResourceError, WorkerError
 from core.execute import Summary
 from core.recipe import Elastic, TrainRun
 from core.runtime import Record
@@ -28,23 +30,31 @@ def train(
 ) -> Summary:
     """Trains on `run.workers` Ray workers; `show` gets each record, `stopping` is asked whether to stop early.
 
-    Raises what `execute` raises, ResourceError if the workers do not fit, and WorkerError if they keep dying.
+    Raises what `execute` raises, ResourceError if the workers do not fit, LostError if Ray itself ends, and WorkerError
+    if the workers keep dying.
     """
     least = run.workers.min if isinstance(run.workers, Elastic) else run.workers
     with session(run.address, least * run.cpus_per_worker):
-        from cluster.ray_train import Requests, trainer_of  # imports ray, which must find its settings
+        from cluster.ray_train import Requests, needs_of, trainer_of  # imports ray, which must find its settings
 
         requests, outcome = Requests(directory), dict[str, Any]()
         requests.clear()
+        needs = needs_of(run)
+        if run.address and not wait_for_room(needs, lambda said: show({"event": "waiting", "message": said}), stopping):
+            return _stopped(directory)
         # a thread of its own: on the main one Ray Train would take over Ctrl-C
-        thread = threading.Thread(target=_fit, args=(trainer_of(run, directory), outcome), daemon=True)
-        follower = directory.follow()
+        thread = threading.Thread(target=_fit, args=(trainer_of(run, directory, needs), outcome), daemon=True)
+        follower, has_started = directory.follow(), False
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
+            require_ray()
             for record in follower.new():
+                has_started |= record.get("event") == "started"
                 show(record)
             if stopping():
+                if not has_started:  # nothing is lost, and it may wait for long until a worker is there to hear it
+                    return _stopped(directory)
                 requests.stop.ask()
         for record in follower.new():
             show(record)
@@ -54,6 +64,12 @@ def train(
         raise _explained(outcome["error"], directory)
     summary: Summary = outcome["summary"]
     return summary
+
+
+def _stopped(directory: RunDirectory) -> Summary:
+    """The summary of a run that was stopped before a worker began."""
+    done = [int(path.name.removeprefix("step-")) for path in directory.checkpoints.glob("step-*")]
+    return {"ended": "stopped", "steps": max(done, default=0), "wall_s": 0.0}
 
 
 def _fit(trainer: "TorchTrainer", outcome: dict[str, Any]) -> None:
@@ -66,6 +82,15 @@ def _fit(trainer: "TorchTrainer", outcome: dict[str, Any]) -> None:
 
 def _explained(error: BaseException, directory: RunDirectory) -> WorkerError:
     """The error as the user should see it: one line, where all of it is, then the worker's last lines."""
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+
+    from cluster.pool_send import line_of
+
+    if isinstance(error, RayActorError):  # of the controller: those of workers come as what they raised
+        return LostError(f"Ray Train's controller died: {line_of(error)}")
+    if isinstance(error, ControllerError):
+        return LostError(f"Ray Train could not start the workers: {line_of(error)}{busy()}")
     failures = getattr(error, "worker_failures", {})
     rank, first = min(failures.items(), default=(0, error))
     lines = str(first).strip().splitlines()[-TRACEBACK_LINES:] or [type(first).__name__]

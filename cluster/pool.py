@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.session import session
+from cluster.session import require_ray, session
 from core.errors import ConfigError, ResourceError
 from core.pool.crew import Crew, Member, require_positive
 from core.pool.outcome import Outcome
@@ -126,6 +126,7 @@ class RayPool(Crew):
     def wait(self, calls: "Sequence[ray.ObjectRef[Any]]", timeout_s: float) -> "list[ray.ObjectRef[Any]]":
         import ray
 
+        require_ray()
         ready, rest = ray.wait(list(calls), timeout=timeout_s)
         if ready and rest:  # all that are there: asking for one at a time costs a search through all of them each
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]

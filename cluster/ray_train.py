@@ -5,7 +5,10 @@ Imported only while a session is open, since Ray reads its settings when it is i
 
 import contextlib
 import json
+import os
+import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from cluster.keeper import MARK
 from core.config import dump_run, parse_run
 from core.errors import HanseError, ResourceError
 from core.execute import Summary, execute
@@ -53,14 +58,14 @@ class Requests:
         return dict(json.loads(files[0].read_text())) if files else None
 
 
-def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
-    """The Ray Train job that trains `run` in `directory`."""
+def trainer_of(run: TrainRun, directory: RunDirectory, needs: Mapping[str, float]) -> TorchTrainer:
+    """The Ray Train job that trains `run` in `directory`. needs: what `needs_of` says."""
     # Any: ray.train is typed as its first version, which these are not
     workers: Any = (run.workers.min, run.workers.max) if isinstance(run.workers, Elastic) else run.workers
     work: Any = _work
     failures: Any = FailureConfig
     callbacks: list[Any] = [_NoteFailures(directory.path.resolve())]
-    gpu = _require_resources(run)
+    gpu = "GPU" in needs
     trainer = _Trainer if run.address else _EmbeddedTrainer
     return trainer(
         work,
@@ -70,7 +75,7 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
             use_gpu=gpu,
             resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1.0} if gpu else {}),
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=(TorchConfig if run.address else _FileConfig)(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name="train",
             storage_path=str((directory.logs / "ray").resolve()),
@@ -78,6 +83,31 @@ def trainer_of(run: TrainRun, directory: RunDirectory) -> TorchTrainer:
             callbacks=callbacks,
         ),
     )
+
+
+class _FileBackend(_TorchBackend):
+    """The workers of one machine meet in a file, for torch's own store would listen on every address."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_set_torch_distributed_env_vars)
+        store = worker_group.execute_single(0, _new_store)
+        shared = {"world_size": len(worker_group), "init_method": f"file://{store}", "backend": backend_config.backend}
+        setups = [
+            worker_group.execute_single_async(rank, _setup_torch_process_group, world_rank=rank, **shared)
+            for rank in range(len(worker_group))
+        ]
+        ray.get(setups)
+
+
+class _FileConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _FileBackend
+
+
+def _new_store() -> str:
+    """Each start of the group has a file of its own: a file store that was used before holds old ranks."""
+    return tempfile.mktemp(prefix="store-", dir=os.environ[MARK])
 
 
 class _Trainer(TorchTrainer):
@@ -96,18 +126,21 @@ class _EmbeddedTrainer(_Trainer):
     idle = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
-def _require_resources(run: TrainRun) -> bool:
-    """Whether the workers take a GPU each. ResourceError if the cluster has not what the least number of them needs."""
+def needs_of(run: TrainRun) -> dict[str, float]:
+    """The CPUs, and the GPUs if it takes any, of the least number of workers. ResourceError if the cluster, were it
+    idle, has not as much."""
     there: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
     least = run.workers.min if isinstance(run.workers, Elastic) else run.workers
-    gpu = run.device == "cuda" or (run.device == "auto" and there.get("GPU", 0) >= least)
-    for name, needed in (("CPU", least * run.cpus_per_worker), ("GPU", float(least) if gpu else 0.0)):
+    needs = {"CPU": least * run.cpus_per_worker}
+    if run.device == "cuda" or (run.device == "auto" and there.get("GPU", 0) >= least):
+        needs["GPU"] = float(least)
+    for name, needed in needs.items():
         if needed > there.get(name, 0):
             raise ResourceError(
                 f"workers: {least} of them need {needed:g} {name}s and the cluster has {there.get(name, 0):g}; "
                 f"use fewer workers{', or device=cpu' if name == 'GPU' else ' or a smaller cpus_per_worker'}"
             )
-    return gpu
+    return needs
 
 
 def _work(config: dict[str, Any]) -> Summary | None:

@@ -1,19 +1,18 @@
 """A connection to Ray for as long as a command runs: an embedded Ray of our own, or a cluster at an address.
 
-An embedded Ray asks every caller for a token that only this process and those it starts know, opens no dashboard, and
-is gone when the command ends.
+Whoever waits for Ray asks `require_ray` from time to time: Ray's own calls may wait for ever for a Ray that is gone.
 """
 
 import contextlib
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
-from core.errors import ResourceError
+from cluster.embedded import busy, embedded, what_died
+from core.errors import LostError, ResourceError, words_of
 
 # Ray reads these when it is first imported, in every process, so nothing in this room imports ray before a session has
 # begun. A user's own value wins.
@@ -30,14 +29,17 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it ray.init warns
 }
 CONNECT_TIMEOUT_S = 5.0
+_open: list[str | None] = []  # the address of the session that is open
 
 
 @contextlib.contextmanager
 def session(address: str | None, cpus: float) -> Iterator[None]:
     """Connects to `address`, or starts a Ray with this machine's processors; disconnects at the end.
 
-    Raises ResourceError if nothing answers at the address, or this machine has fewer than `cpus` processors.
+    Raises ResourceError if nothing answers at the address, Ray does not start, or this machine has fewer than `cpus`
+    processors.
     """
+    address = None if address == "local" else address
     if address is None and cpus > (available := os.cpu_count() or 1):
         raise ResourceError(
             f"workers: they ask for {cpus:g} CPUs and this machine has {available}; use fewer workers, "
@@ -45,33 +47,37 @@ def session(address: str | None, cpus: float) -> Iterator[None]:
         )
     if address is not None:
         _require_listener(address)
-    _set_environment(embedded=address is None)
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address=address or "local",
-            num_cpus=None if address else os.cpu_count(),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=_shipped() if address else None,
-        )
-    except (ConnectionError, RuntimeError) as error:
-        raise ResourceError(f"address: Ray at {address or 'this machine'} did not answer: {error}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _set_environment(embedded: bool) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if embedded and "RAY_AUTH_MODE" not in os.environ:
-        # Ray's own way writes the token to a file that every user of the machine can read
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    there = {"address": address, "runtime_env": _shipped()} if address else {}
+    with contextlib.nullcontext(there) if address else embedded() as arguments:
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
+        except Exception as error:
+            raise _no_start(address, error) from error
+        _open.append(address)
+        try:
+            yield
+        finally:
+            _open.pop()
+            ray.shutdown()
+
+
+def require_ray() -> None:
+    """LostError if the Ray of the open session is gone. Ray itself notices it after a minute, by ending the process."""
+    if _open[-1] is None and (name := what_died()):
+        raise LostError(f"Ray's process {name} has died, and Ray with it")
+
+
+def _no_start(address: str | None, error: Exception) -> ResourceError:
+    """What to say of a Ray that could not be reached or started."""
+    if address:
+        return ResourceError(f"address: Ray at {address} did not answer: {words_of(error)}")
+    way_out = busy() or "; see `hanse doctor`, or train without Ray: workers=0"
+    return ResourceError(f"Ray did not start on this machine: {words_of(error)}{way_out}")
 
 
 def _shipped() -> dict[str, object]:
@@ -84,7 +90,7 @@ def _shipped() -> dict[str, object]:
 
 def _require_listener(address: str) -> None:
     """Ray itself tries for half a minute to reach an address where nothing is; one connection tells in no time."""
-    if address in ("auto", "local"):
+    if address == "auto":
         return
     parts = urlparse(address if "://" in address else f"//{address}")
     try:

@@ -8,6 +8,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class HanseError(ValueError):
@@ -38,6 +39,12 @@ class WorkerError(HanseError):
     """Training itself failed: a worker died for good, or the loss became NaN."""
 
     exit_code = 5
+
+
+class LostError(WorkerError):
+    """What did the work is gone, for no fault of the run's own: it can go on from its last checkpoint."""
+
+    run: Path | None = None  # the directory of the run, once it is known
 
 
 # What the system says when the machine cannot, and what a user can do about it.

@@ -30,6 +30,7 @@ class Keeping:
         self.unsettled: set[tuple[int, int]] = set()
         if directory is not None:
             directory.mkdir(exist_ok=True)
+            directory.chmod(0o700)  # what a client keeps tells of its data
             for file in directory.iterdir():
                 if match := _NAME.fullmatch(file.name):
                     self.rounds.setdefault(int(match[1]), []).append(int(match[2]))
@@ -50,6 +51,7 @@ class Keeping:
         file = self._file(client, round)
         temporary = file.with_name(f"{TEMPORARY}{file.name}")
         save_file({name: vector.contiguous() for name, vector in vectors.items()}, temporary)
+        temporary.chmod(0o600)
         temporary.rename(file)
         known = self.rounds.setdefault(client, [])
         if round not in known:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from core.pool import LocalPool, WorkerPool
 from hanse.console import Console, JsonConsole
 from hanse.mentioned import mentioned
-from hanse.workers import gpu_share, workers
+from hanse.workers import address_of, gpu_share, workers
 
 NODE = "federated.flower.foreign"
 THREADED = {"jax", "tensorflow"}  # which start threads that do not bear a fork
@@ -63,7 +63,7 @@ def _pool_of(directory: Path, run: AppRun) -> Iterator[WorkerPool]:
         with LocalPool() as local:
             yield local
         return
-    gpus = gpu_share(run.size) if run.address is None and _has_gpu() else 0.0
+    gpus = gpu_share(run.size) if address_of(run.address) is None and _has_gpu() else 0.0
     preload = (NODE,) if gpus else (NODE, *_modules(directory))
     path = (str(directory.resolve()),)
     with workers(run.size, run.address, gpus_per_worker=gpus, preload=preload, path=path) as pool:

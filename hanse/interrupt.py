@@ -1,4 +1,5 @@
-"""Ctrl-C: once finishes the step, saves and ends; twice ends at once. SIGTERM, which schedulers send, counts the same.
+"""Ctrl-C: once finishes the step, saves and ends; twice ends at once. SIGTERM, which schedulers send, counts the same,
+and SIGHUP, which a closed terminal sends, unless the command was started to outlive it (`nohup`).
 
 A thread reads the signals from a pipe, so that a second one is heard while the main thread is deep inside torch or Ray.
 """
@@ -11,8 +12,10 @@ from collections.abc import Callable, Iterator
 
 INTERRUPTED = 130  # exit code, as of a shell whose command got SIGINT
 PATIENCE_S = 2.0  # that `abort` may take, should what it needs be held by the main thread
-SERVER = "core.pool.server"  # in the command line of a process pool's server and its workers
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# In the command lines of processes that end by themselves, and remove files then: a process pool's server and workers,
+# and who ends an embedded Ray.
+KEEPERS = ("core.pool.server", os.path.join("cluster", "keeper.py"))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopping:
@@ -41,7 +44,8 @@ def interruptible(first: Callable[[], None], abort: Callable[[], None]) -> Itera
     stopping, (reading, writing) = Stopping(), os.pipe()
     os.set_blocking(writing, False)
     thread = threading.Thread(target=_listen, args=(reading, stopping.asked, first, abort), daemon=True)
-    before = {number: signal.signal(number, _heard) for number in SIGNALS}
+    wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _heard) for number in wanted}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     thread.start()
     try:
@@ -78,11 +82,10 @@ def _listen(reading: int, asked: threading.Event, first: Callable[[], None], abo
 
 
 def _end_children() -> None:
-    """Ends what this process has started: of an embedded Ray, some processes would linger for half a minute. The server
-    of a pool ends itself and its workers, and removes their files."""
+    """Ends what this process has started, but not what ends by itself."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if SERVER not in " ".join(child.cmdline()):
+            if not any(keeper in " ".join(child.cmdline()) for keeper in KEEPERS):
                 child.kill()

@@ -20,7 +20,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import Resume, open_run
 from hanse.running import recorded, reporting, shown, stopping
-from hanse.workers import threads_of_worker
+from hanse.workers import LOCAL, address_of, threads_of_worker
 from hanse.writer import continuations
 
 # Of a recipe, what may be other when a run goes on: none of it moves a weight of a step that was taken.
@@ -116,7 +116,9 @@ def _work(run: TrainRun, directory: RunDirectory, console: Console, asked: Calla
     else:
         from cluster import data_parallel
 
-        summary = data_parallel.train(run, directory, show, asked)
+        address = address_of(run.address)
+        there = dataclasses.replace(run, address=None if address == LOCAL else address)
+        summary = data_parallel.train(there, directory, show, asked)
     if summary["ended"] == "stopped":
         directory.finish("stopped")
         return summary

@@ -25,7 +25,7 @@ from hanse import inference
 from hanse.crowd import Crowd
 from hanse.output import rows_as_text
 from hanse.running import reporting
-from hanse.workers import gpu_share, workers
+from hanse.workers import address_of, gpu_share, workers
 
 PREDICTIONS = "predictions.csv"  # of every row that was held out, by the members that never saw it
 POLL_S = 0.25  # how often new records of the workers are looked for
@@ -121,7 +121,7 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
 
 def _gpus(run: TrainRun, workers: int) -> float:
     """A worker's share of the GPUs: those of this machine are shared out, of a cluster's each takes one if asked to."""
-    if run.address:
+    if address_of(run.address):
         return 1.0 if run.device == "cuda" else 0.0
     return gpu_share(workers) if run.device != "cpu" else 0.0
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from core.errors import ConfigError, DataError, ResourceError
+from core.errors import ConfigError, DataError, LostError, ResourceError
 from core.runtime import Record
 from core.storage.store import RunDirectory, remove
 from hanse.console import Console, JsonConsole
@@ -28,6 +28,8 @@ def recorded(directory: RunDirectory) -> Iterator[None]:
                 remove(directory.run)
         raise
     except BaseException as error:
+        if isinstance(error, LostError):
+            error.run = directory.path
         _failed(directory, "stopped" if isinstance(error, KeyboardInterrupt) else "failed", error)
         raise
     write_report(directory.path)

@@ -1,6 +1,7 @@
 """The workers that a run spreads its work over: processes of this machine, or actors of a Ray cluster."""
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def workers(
 
     with ray_pool(
         count,
-        None if address == LOCAL else address,
+        address_of(address),
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
     ) as actors:
@@ -54,9 +55,14 @@ def threads_of_worker(cpus_per_worker: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def address_of(address: str | None) -> str | None:
+    """Where the workers of a run are: at its `address`, else where RAY_ADDRESS says, as for all of Ray."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
 def is_forked(address: str | None) -> bool:
     """Whether the workers are processes of this machine: elsewhere than on Linux, Ray is what starts those too."""
-    return address is None and sys.platform == "linux"
+    return address_of(address) is None and sys.platform == "linux"
 
 
 def gpu_share(count: int) -> float:
@@ -69,6 +75,14 @@ def gpu_share(count: int) -> float:
 
 def place_of(count: int, address: str | None) -> str:
     """What a run's header says of its workers."""
-    kind, many = ("process", "es") if is_forked(address) else ("Ray worker", "s")
-    where = "" if is_forked(address) else " on this machine" if address in (None, LOCAL) else f" at {address}"
-    return f"{count} {kind}{'' if count == 1 else many}{where}"
+    if is_forked(address):
+        return f"{count} process{'' if count == 1 else 'es'}"
+    return f"{count} Ray worker{'' if count == 1 else 's'} {ray_place(address)}"
+
+
+def ray_place(address: str | None) -> str:
+    """Where the Ray of a run is, in words."""
+    where = address_of(address)
+    if where in (None, LOCAL):
+        return "on this machine"
+    return f"at {where}{'' if address else ' (RAY_ADDRESS)'}"

@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.pop("RAY_ADDRESS", None)  # a cluster of the caller is not for tests
 os.environ["NO_COLOR"] = "1"  # output is compared as plain text; what the caller's terminal can do is no matter
 
 # A shell lets what it starts in the background ignore Ctrl-C; tests press it, and their processes inherit what is set.

@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,20 +160,15 @@ def _imports(name: str) -> Finding:
 def ray_start() -> Finding:
     """Ray imports, starts on this machine alone, runs one task and stops."""
     code = """
-import os, time
-import ray
+import time
+from cluster.session import session
 began = time.monotonic()
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-         object_store_memory=80_000_000, _temp_dir=os.environ["HANSE_PROBE"], _node_ip_address="127.0.0.1")
-try:
+with session(None, 1):
+    import ray
     assert ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=40) == 42
-finally:
-    ray.shutdown()
 answer(version=ray.__version__, seconds=time.monotonic() - began)
 """
-    with tempfile.TemporaryDirectory(prefix="hanse-ray-", ignore_cleanup_errors=True) as folder:
-        # one process on the loopback address for a few seconds: a token would be written to the home directory
-        said = probe(code, HANSE_PROBE=folder, RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    said = probe(code)
     if "error" in said:
         return Finding("ray", "fail", said["error"], "see README, or train without Ray: workers=0")
     return Finding("ray", "ok", f"{said['version']}  started, ran a task and stopped in {said['seconds']:.1f} s")

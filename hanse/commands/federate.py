@@ -3,12 +3,13 @@ deployment."""
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from core.config import parse, read_overrides
 from federated.run import FederateRun
 from hanse import federate
-from hanse.commands.train import headline, reference
+from hanse.commands.train import again, headline, reference, resumable
 from hanse.console import Console, JsonConsole
 from hanse.format import duration
 from hanse.interrupt import INTERRUPTED
@@ -21,11 +22,11 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
     overrides = read_overrides(words)
     wanted = federate.parse_federate(file, overrides)
     console.header(f"hanse federate simulate  {wanted.recipe.name}", _header(wanted))
-    path, summary = federate.simulate(wanted, console)
+    goes_on = wanted.strategy.kind != "flower"
+    with resumable("hanse federate simulate", file, words) if goes_on else nullcontext():
+        path, summary = federate.simulate(wanted, console)
     if summary["ended"] == "stopped":
-        again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir=", "init="))]
-        again += [] if wanted.strategy.kind == "flower" else [f"resume={reference(path)}"]
-        command = " ".join([f"hanse federate simulate {file}", *again])
+        command = again("hanse federate simulate", file, words, path if goes_on else None)
         shown = summary if isinstance(console, JsonConsole) else {"stopped after round": summary["rounds"]}
         console.end(path, shown, [command])
         return INTERRUPTED

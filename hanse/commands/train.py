@@ -1,18 +1,20 @@
 """`hanse train FILE key=value ...`: one recipe, here or on Ray workers."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.config import dump_run, override, read_overrides, to_yaml
+from core.errors import LostError
 from core.recipe import TrainRun
 from core.storage.store import runs_root
 from hanse import launch
 from hanse.console import Console, JsonConsole
 from hanse.format import number, size
 from hanse.interrupt import INTERRUPTED
-from hanse.workers import place_of
+from hanse.workers import place_of, ray_place
 
 if TYPE_CHECKING:  # only names: training needs no estimate
     from core.data import Spec
@@ -24,16 +26,32 @@ def run(file: str, words: Sequence[str], console: Console) -> int:
     overrides = read_overrides(words)
     train = launch.parse_train(file, overrides)
     console.header(f"hanse train  {train.recipe.name}", _header(train))
-    path, summary = launch.train(train, console)
+    with resumable("hanse train", file, words):
+        path, summary = launch.train(train, console)
     if summary["ended"] == "stopped":
-        again = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir=", "init="))]
-        words_again = " ".join([f"hanse train {file}", *again, f"resume={reference(path)}"])
-        console.end(path, _shown(summary, console), [words_again])
+        console.end(path, _shown(summary, console), [again("hanse train", file, words, path)])
         return INTERRUPTED
     console.close()  # the live table stands; what follows comes under it
     console.say(f"report  {path / 'report.html'}")
     console.end(path, _shown(summary, console), next_commands(path, train))
     return 0
+
+
+def again(verb: str, file: str, words: Sequence[str], path: Path | None) -> str:
+    """The command that goes on with a run, or begins it anew where that is none."""
+    same = [shlex.quote(word) for word in words if not word.startswith(("resume=", "run_dir=", "init="))]
+    return " ".join([f"{verb} {file}", *same, *([f"resume={reference(path)}"] if path else [])])
+
+
+@contextmanager
+def resumable(verb: str, file: str, words: Sequence[str]) -> Iterator[None]:
+    """An error that is no fault of the run's own says how to go on with it."""
+    try:
+        yield
+    except LostError as error:
+        if error.run is None:
+            raise
+        raise LostError(f"{error}; go on with: {again(verb, file, words, error.run)}") from error
 
 
 def dry_run(file: str, words: Sequence[str], console: Console) -> int:
@@ -169,4 +187,4 @@ def _place(train: TrainRun) -> str:
     if train.repeat and isinstance(train.workers, int):
         return place_of(train.workers, train.address)
     count = train.workers if isinstance(train.workers, int) else f"{train.workers.min} to {train.workers.max}"
-    return f"{count} on Ray at {train.address or 'this machine'}"
+    return f"{count} on Ray {ray_place(train.address)}"

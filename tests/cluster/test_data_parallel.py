@@ -1,9 +1,14 @@
 """Training through Ray Train: the numbers of one process, a worker that dies, a clean end. For the first test a Ray is
 started; the others join one at an address, which takes less time."""
 
+import contextlib
+import dataclasses
+import ipaddress
 import json
 import os
 import signal
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +78,54 @@ def address() -> Iterator[str]:
         cluster.shutdown()
 
 
-def test_two_ray_workers_give_the_numbers_of_one_process(alone: Path, tmp_path: Path) -> None:
-    result = train(tmp_path / "run", workers=2)
+@dataclasses.dataclass
+class Watched:
+    """A training on a Ray of its own: where its processes listened, and its folders with their modes, while it ran."""
+
+    trained: "hanse.Trained"
+    listeners: set[str]
+    folders: dict[Path, int]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    before, over = set(ray_folders()), threading.Event()
+    listeners, folders = set[str](), dict[Path, int]()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    listeners.update(c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN")
+            folders.update({folder: folder.stat().st_mode for folder in set(ray_folders()) - before})
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        trained = train(tmp_path_factory.mktemp("embedded") / "run", workers=2)
+    finally:
+        over.set()
+        thread.join()
+    return Watched(trained, listeners, folders)
+
+
+def ray_folders() -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob("hanse-ray-*"))
+
+
+def test_an_embedded_ray_and_torch_on_it_listen_on_the_loopback_address_only(embedded: Watched) -> None:
+    addresses = [ipaddress.ip_address(listener) for listener in embedded.listeners]
+    assert addresses
+    assert all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses), addresses
+
+
+def test_an_embedded_ray_has_a_folder_for_this_user_alone_and_removes_it(embedded: Watched) -> None:
+    assert {stat.S_IMODE(mode) for mode in embedded.folders.values()} == {0o700}
+    assert not any(folder.exists() for folder in embedded.folders)
+
+
+def test_two_ray_workers_give_the_numbers_of_one_process(alone: Path, embedded: Watched) -> None:
+    result = embedded.trained
     assert curve(result.run) == pytest.approx(curve(alone), rel=1e-5)
     assert difference(alone, result.run) < 1e-5
     alone_metrics = json.loads((alone / "summary.json").read_text())["metrics"]
@@ -143,11 +194,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_retries(address: str, tm
 
 def test_ray_train_starts_no_helper_that_has_nothing_to_do(address: str, tmp_path: Path) -> None:
     with session(address, 1), RunDirectory.create(tmp_path / "run") as directory:
-        from cluster.ray_train import trainer_of
+        from cluster.ray_train import needs_of, trainer_of
 
         def helpers(**changes: Any) -> set[str]:
             run = parse_run(TrainRun, {**DIGITS, "workers": 1, **changes})
-            return {type(made).__name__ for made in trainer_of(run, directory)._create_default_callbacks()}
+            return {
+                type(made).__name__ for made in trainer_of(run, directory, needs_of(run))._create_default_callbacks()
+            }
 
         there, embedded = helpers(address=address), helpers()
     assert "BackendSetupCallback" in embedded and "DatasetsCallback" not in there

@@ -66,6 +66,36 @@ def config(tmp_path: Path, steps: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["closed", "nohup"])
+def test_a_closed_terminal_saves_and_ends_a_run_unless_it_was_started_to_outlive_it(
+    is_ignored: bool, tmp_path: Path, started: list[Process]
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "hanse",
+        "train",
+        str(config(tmp_path, 600)),
+        f"run_dir={tmp_path / 'run'}",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        ["nohup", *command] if is_ignored else command,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    started.append(process)
+    read_until(process, "progress", step=5)
+    ctrl_c(process, signal.SIGHUP)
+    out, err = process.communicate(timeout=120)
+    steps = json.loads(out.splitlines()[-1])["summary"]["steps"]
+    status = read_run(tmp_path / "run").status
+    if is_ignored:
+        assert (process.returncode, status, steps) == (0, "done", 600), err
+    else:
+        assert (process.returncode, status) == (130, "stopped"), err
+        assert 5 <= steps < 600
+
+
 def test_a_run_stopped_by_ctrl_c_goes_on_to_the_weights_of_an_undisturbed_one(
     tmp_path: Path, started: list[Process]
 ) -> None:
@@ -158,7 +188,8 @@ def test_a_second_ctrl_c_ends_the_processes_of_a_pool_and_leaves_no_files(
 
 
 def test_handlers_are_given_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     asked = []
     with interruptible(lambda: asked.append(1), lambda: None) as stopping:
         assert not stopping()
@@ -168,6 +199,6 @@ def test_handlers_are_given_back() -> None:
             os.sched_yield()
         assert stopping()
     assert asked == [1]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)

@@ -94,3 +94,9 @@ def test_half_a_file_of_a_killed_server_is_not_read(tmp_path: Path) -> None:
     keeping.put(1, 1, vector(1.0))
     (tmp_path / "clients" / ".tmp-000001-000002.safetensors").write_bytes(b"half")
     assert float(Keeping(tmp_path / "clients").get(1)["strategy.control"][0]) == 1.0
+
+
+def test_what_clients_keep_on_the_disk_is_for_this_user_alone(tmp_path: Path) -> None:
+    Keeping(tmp_path / "clients").put(1, 1, {"strategy.control": torch.ones(1)})
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "clients").iterdir()}
+    assert ((tmp_path / "clients").stat().st_mode & 0o777, modes) == (0o700, {0o600})
