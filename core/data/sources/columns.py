@@ -6,8 +6,6 @@ Errors name file and line.
 
 import json
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,15 +104,10 @@ def _json_column(unit: str, records: Sequence[tuple[int, Record]], name: str, as
 def read_numpy(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     """The arrays of an npz file by name, or of an npy file as `inputs`, and a note of what else is in it. Nothing is
     unpickled."""
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            is_one = isinstance(content, np.ndarray)
-            members = {"inputs": content} if is_one else {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: not a readable NumPy file without Python objects: {str(error).splitlines()[0]}"
-        ) from None
+    with blamed(DataError, str(path), "not a readable NumPy file without Python objects"), path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        is_one = isinstance(content, np.ndarray)
+        members = {"inputs": content} if is_one else {name: content[name] for name in content.files}
     arrays = {name: member for name, member in members.items() if isinstance(member, np.ndarray)}
     others = [name for name in members if name not in arrays]
     if not arrays:

@@ -86,12 +86,14 @@ class Written:
 
     def words_of_empties(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """By column, what stands in its empty cells: NA, NULL and their like."""
+        import pyarrow
+        from pyarrow import compute
         from pyarrow import csv as arrow
 
-        found, words = dict[str, tuple[str, ...]](), set(arrow.ConvertOptions().null_values) - {""}
+        found, words = dict[str, tuple[str, ...]](), pyarrow.array(sorted({*arrow.ConvertOptions().null_values} - {""}))
         table = self.read(names, names, as_written=True)
         for name, column in zip(table.column_names, table.columns, strict=True):
-            if there := words & set(column.unique().to_pylist()):
+            if there := column.filter(compute.is_in(column, words)).unique().to_pylist():
                 found[name] = tuple(sorted(there))
         return found
 
