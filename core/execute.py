@@ -20,6 +20,7 @@ from core.recipe import Recipe, TrainRun
 from core.runtime import LOCAL, Record, Runtime
 from core.storage import artifact
 from core.storage.checkpoint import Checkpointer, load_best
+from core.storage.steps import steps
 from core.storage.store import RunDirectory
 from core.train import Result, evaluate, fit, metrics_of
 
@@ -40,7 +41,7 @@ def execute(run: TrainRun, directory: RunDirectory, runtime: Runtime) -> Summary
         note_data(directory, data, recipe.data.path, runtime.report)
     require_memory(recipe, data.spec)
     with out_of_memory(), _checkpointer(run, directory, runtime) as checkpoints:
-        begins = not runtime.any(checkpoints is not None and any(directory.checkpoints.glob("step-*")))
+        begins = not runtime.any(checkpoints is not None and bool(steps(directory.checkpoints)))
         weights = artifact.read_weights(run.init) if run.init and begins else None
         result = fit(recipe, data.shard(runtime.rank, runtime.world), weights, runtime, checkpoints)
         if checkpoints:

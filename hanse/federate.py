@@ -13,6 +13,7 @@ from core.pool import LocalPool, WorkerPool
 from core.runtime import Record, choose_device
 from core.storage import artifact
 from core.storage.checkpoint import Restored, Snapshot, latest_step, load
+from core.storage.steps import step_of, steps
 from core.storage.store import Run, RunDirectory, read_run
 from federated import support
 from federated.engine import Engine, PoolEngine
@@ -195,9 +196,8 @@ class Before:
 
     def load_latest(self) -> Restored:
         """The newest one that is whole."""
-        steps = [] if self.never else sorted(self.directory.glob("step-*"), reverse=True)
-        for step in steps:
-            if int(step.name.removeprefix("step-")) < self.round:
+        for step in [] if self.never else reversed(steps(self.directory)):
+            if step_of(step) < self.round:
                 with suppress(DataError):
                     return Restored(load(step), ())
         return Restored(None, ())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from core.errors import DataError
 from core.storage.path import user_path
-from core.storage.store import Run, find_run, is_run, read_run, runs_root
+from core.storage.store import Run, find_run, is_run, run_at, runs_root
 
 
 def find_model(reference: str | Path) -> Path:
@@ -14,7 +14,7 @@ def find_model(reference: str | Path) -> Path:
         return path
     if path.is_dir() and not is_run(path):
         raise DataError(f"{path}: neither a run nor a model directory: it has no run.json and no config.json")
-    run = read_run(path) if is_run(path) else find_run(runs_root(), str(reference))
+    run = run_at(path) if is_run(path) else find_run(runs_root(), str(reference))
     if not (run.path / "model" / "config.json").is_file():
         raise DataError(f"{reference}: this run has no model yet: {_why_no_model(run)}")
     return run.path / "model"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from core.config import dump_run, parse_run, read
 from core.errors import ConfigError
 from core.storage.path import user_path
-from core.storage.store import Run, RunDirectory, find_run, is_run, read_run, runs_root
+from core.storage.store import Run, RunDirectory, find_run, is_run, run_at, runs_root
 
 R = TypeVar("R")  # a run: it has recipe, run_dir, resume, init, workers
 
@@ -35,14 +35,14 @@ def open_run(run: R, verb: str, resume: Resume) -> tuple[RunDirectory, R]:
     """
     own: Any = run
     if isinstance(own.resume, str):
-        return _reopen(find_run(runs_root(), own.resume).path, run, resume)
+        return _reopen(find_run(runs_root(), own.resume).path, run, resume, verb)
     workers = dump_run(run)["workers"] if getattr(own, "engine", "pool") == "pool" else 0
     origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": workers}
     if own.run_dir is None:
         return RunDirectory.create(runs_root(), own.recipe.name, **origin), run
     path = user_path(own.run_dir, "run_dir")
     if own.resume and is_run(path):
-        return _reopen(path, run, resume)
+        return _reopen(path, run, resume, verb)
     return RunDirectory.create(path, **origin), run
 
 
@@ -75,15 +75,15 @@ def saved_init(run: Any) -> str | None:
     return str(saved.init) if saved.init else None
 
 
-def _reopen(path: Path, run: R, resume: Resume) -> tuple[RunDirectory, R]:
+def _reopen(path: Path, run: R, resume: Resume, verb: str) -> tuple[RunDirectory, R]:
     file, own = path / "config.yaml", type(run)
     if file.is_file():  # else it was killed in its first moment, before anything was trained
         saved: Any = parse_run(own, read(file))
         _require_same(saved, run, file, resume)
         _require_same_init(saved.init, getattr(run, "init"), file)  # noqa: B009 - a TypeVar has no attributes
         run = dataclasses.replace(run, init=saved.init)  # type: ignore[type-var]
-        resume.require(run, read_run(path))
-    return RunDirectory.open(path), run
+        resume.require(run, run_at(path))
+    return RunDirectory.open(path, **origin_of(verb, getattr(run, "recipe").seed)), run  # noqa: B009 - as above
 
 
 def _require_same(saved: R, run: R, file: Path, resume: Resume) -> None:

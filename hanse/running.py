@@ -54,6 +54,8 @@ def stopping(directory: RunDirectory, console: Console, what: str) -> Iterator[C
         directory.finish("stopped", "aborted by a second signal")
         console.close()
 
+    if directory.restored:
+        console.event("warning", message=directory.restored)
     with interruptible(first, abort) as asked:
         yield asked
 

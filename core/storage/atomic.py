@@ -84,7 +84,10 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a directory. Its name goes first, so that no half-removed directory is ever seen under it."""
+    """Removes a directory, or a file in its place. Its name goes first: no half-removed directory is seen under it."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
     hidden = path if path.name.startswith(TEMPORARY) else path.with_name(f"{TEMPORARY}removed-{path.name}")
     if hidden != path:
         shutil.rmtree(hidden, ignore_errors=True)

@@ -9,7 +9,6 @@ on the disk. Nothing is unpickled. `load_latest` falls back to the newest checkp
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,11 +25,11 @@ from torch import Tensor
 from core.errors import DataError, ResourceError
 from core.storage.atomic import TEMPORARY, fingerprint, remove_tree, replace_text, sync_directory, write_file
 from core.storage.read import read_json
+from core.storage.steps import is_step, step_of, steps
 
 Tensors = dict[str, Tensor]
 FORMAT = 1  # of the directory's layout; other versions are rejected, not guessed at
 
-_STEP = re.compile(r"step-(\d{6,})")
 _REPLACED = f"{TEMPORARY}replaced-"
 # safetensors' names of what torch calls float32 and so on
 _DTYPES = {
@@ -76,7 +75,7 @@ def load_latest(directory: Path, groups: Iterable[str] | None = None) -> Restore
     `groups` None loads all groups. No snapshot but something rejected means a damaged run, not a fresh one: say so.
     """
     rejected: list[Rejected] = []
-    for path in reversed(_steps(Path(directory))):
+    for path in reversed(steps(Path(directory))):
         try:
             return Restored(load(path, groups), tuple(rejected))
         except DataError as error:
@@ -86,7 +85,7 @@ def load_latest(directory: Path, groups: Iterable[str] | None = None) -> Restore
 
 def latest_step(directory: Path) -> int:
     """The step of the newest checkpoint, whole or not; 0 without one."""
-    return max(map(_step_of, _steps(directory)), default=0)
+    return max(map(step_of, steps(directory)), default=0)
 
 
 def load_best(directory: Path, groups: Iterable[str] | None = None) -> Snapshot:
@@ -142,23 +141,12 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
     return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _steps(directory: Path) -> list[Path]:
-    """The checkpoints of a directory by rising step; those under a temporary name do not count."""
-    if not directory.is_dir():
-        return []
-    return sorted((p for p in directory.iterdir() if _STEP.fullmatch(p.name)), key=_step_of)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
 def _pointed(pointer: Path) -> str | None:
     """The directory name that `last` or `best` holds; None if there is no such file or it holds something else."""
     if not pointer.is_file():
         return None
     name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    return name if _STEP.fullmatch(name) else None
+    return name if is_step(name) else None
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -270,8 +258,8 @@ class Checkpointer:
 
     def _prune(self, step: int) -> None:
         """Removes what neither policy keeps, and steps beyond `step`: a run that went back has left them behind."""
-        paths = _steps(self.directory)
-        until_now = [path for path in paths if _step_of(path) <= step]
+        paths = steps(self.directory)
+        until_now = [path for path in paths if step_of(path) <= step]
         keep = set(until_now[-self.keep_last :])
         if self.keep_best:
             keep.update([path for path in until_now if _is_best(path)][-self.keep_best :])

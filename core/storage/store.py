@@ -11,7 +11,6 @@ import difflib
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 import socket
@@ -26,12 +25,13 @@ from typing import Any, Self
 
 from core.errors import ConfigError, DataError, HanseError, ResourceError
 from core.storage.atomic import TEMPORARY, remove_tree, replace_text, write_all
+from core.storage.lines import Follower, Record, finite, line_of, open_log, read_lines
 from core.storage.path import user_path
 from core.storage.read import read_json
-
-Record = dict[str, Any]
+from core.storage.steps import has_checkpoints
 
 _LOCK = ".lock"
+UNREADABLE = "unreadable"  # the status of a run whose run.json is missing or damaged
 _FOLDERS = ("checkpoints", "model", "logs")
 
 
@@ -68,11 +68,11 @@ class Run:
 
     def metrics(self) -> list[Record]:
         """The records of metrics.jsonl in order, without a torn last line. Raises DataError if one is damaged."""
-        return _read_lines(self.path / "metrics.jsonl")
+        return read_lines(self.path / "metrics.jsonl")
 
     def events(self) -> list[Record]:
         """The records of events.jsonl in order, without a torn last line. Raises DataError if one is damaged."""
-        return _read_lines(self.path / "events.jsonl")
+        return read_lines(self.path / "events.jsonl")
 
     def summary(self) -> Record:
         """summary.json; empty if the run has not come to its end. Raises DataError if it is damaged."""
@@ -81,16 +81,30 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory. Raises DataError if there is none or its run.json is damaged."""
+    """The run in a directory. Raises DataError if there is none, or its run.json is missing or damaged."""
     path = Path(path)
     if not is_run(path):
         raise DataError(f"{path}: is not a run directory, it has no run.json")
-    return Run(path, read_json(path / "run.json"))
+    try:
+        return Run(path, read_json(path / "run.json"))
+    except DataError as error:
+        raise DataError(f"{error}; start its command again with resume={path}, which writes a new one") from None
+
+
+def run_at(path: Path) -> Run:
+    """The same; one whose run.json is missing or damaged has the status `unreadable`. DataError if there is no run."""
+    try:
+        return read_run(path)
+    except DataError as error:
+        if not is_run(path):
+            raise
+        return Run(Path(path), {"status": UNREADABLE, "error": str(error)})
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory holds a run."""
-    return os.path.isfile(Path(path) / "run.json")  # False, too, for a name that no file can have
+    """Whether a directory holds a run: its run.json, or checkpoints without one."""
+    path = Path(path)
+    return os.path.isfile(path / "run.json") or has_checkpoints(path)
 
 
 def is_locked(path: Path) -> bool:
@@ -113,13 +127,8 @@ def list_runs(root: Path) -> list[Run]:
     root = Path(root)
     if not root.is_dir():
         return []
-    runs = []
-    for path in root.iterdir():
-        if is_run(path) and not path.is_symlink() and not path.name.startswith("."):
-            try:
-                runs.append(read_run(path))
-            except DataError as error:
-                runs.append(Run(path, {"status": "unreadable", "error": str(error)}))
+    paths = [path for path in root.iterdir() if not path.is_symlink() and not path.name.startswith(".")]
+    runs = [run_at(path) for path in paths if is_run(path)]
     return sorted(runs, key=lambda run: (str(run.record.get("start", "")), run.id), reverse=True)
 
 
@@ -131,7 +140,7 @@ def find_run(root: Path, reference: str) -> Run:
     root = Path(root)
     for path in (root / reference, user_path(reference, "run")):
         if is_run(path):
-            return read_run(path.parent / os.readlink(path) if path.is_symlink() else path)
+            return run_at(path.parent / os.readlink(path) if path.is_symlink() else path)
     runs = list_runs(root)
     if not runs:
         raise DataError(f"{reference}: no such run; there are none in {root}/ yet (HANSE_RUNS names another place)")
@@ -149,22 +158,6 @@ def find_run(root: Path, reference: str) -> Run:
 
 def _some(ids: list[str]) -> str:
     return ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-
-
-def _read_lines(path: Path) -> list[Record]:
-    if not path.is_file():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: is not a JSON object; the file was changed or damaged, remove the line")
-        records.append(record)
-    return records
 
 
 # --- removing ------------------------------------------------------------------------------------------------------
@@ -201,6 +194,7 @@ class RunDirectory:
         self.path = Path(path)
         self._lock = _lock(self.path) if lock else -1
         self._logs: dict[str, int] = {}
+        self.restored = ""  # what was wrong with its run.json, if a new one was written
 
     @classmethod
     def create(cls, where: Path, name: str | None = None, **fields: Any) -> Self:
@@ -228,10 +222,15 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing run, to go on with. Raises DataError if there is none, ResourceError if it is in use."""
-        read_run(path)
+    def open(cls, path: Path, **fields: Any) -> Self:
+        """An existing run, to resume. Raises DataError if there is none, ResourceError if it is in use.
+
+        If its run.json is missing or damaged a new one is written, with `fields`; `restored` then says so.
+        """
+        run = run_at(path)
         directory = cls(path)
+        if run.status == UNREADABLE:
+            directory._restore(str(run.record["error"]).partition(";")[0], fields)
         directory.update(status="running", end=None, error=None, **_process())
         directory._prepare()
         return directory
@@ -265,7 +264,7 @@ class RunDirectory:
     def update(self, **fields: Any) -> None:
         """Sets fields of run.json; those that others have set stay."""
         before = read_run(self.path).record if is_run(self.path) else {}
-        self.replace("run.json", json.dumps(_plain({**before, **fields}), indent=2) + "\n")
+        self.replace("run.json", json.dumps(finite({**before, **fields}), indent=2) + "\n")
 
     def finish(self, status: str, error: str | None = None) -> None:
         """Records how the run ended: `done`, `failed`, `interrupted`."""
@@ -277,7 +276,7 @@ class RunDirectory:
 
     def summary(self, record: Record) -> None:
         """Writes summary.json."""
-        self.replace("summary.json", json.dumps(_plain(record), indent=2) + "\n")
+        self.replace("summary.json", json.dumps(finite(record), indent=2) + "\n")
 
     def record(self, record: Record) -> None:
         """Writes what training reports: an event or a line of metrics. What `started` goes over again is dropped."""
@@ -310,7 +309,7 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
-        lines = [_line(record).decode() for record in _read_lines(path) if wanted(record)]
+        lines = [line_of(record).decode() for record in read_lines(path) if wanted(record)]
         if "metrics.jsonl" in self._logs:
             os.close(self._logs.pop("metrics.jsonl"))
         self.replace("metrics.jsonl", "".join(lines))
@@ -335,16 +334,29 @@ class RunDirectory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _restore(self, problem: str, fields: Record) -> None:
+        file = self.path / "run.json"
+        with _resource(self.path, "cannot be written"):
+            if os.path.lexists(file):
+                os.replace(file, file.with_name("run.json.damaged"))
+        start = {"id": self.path.resolve().name, "status": "running", "start": _now()}
+        self.replace("run.json", json.dumps(finite({**start, **fields}), indent=2) + "\n")
+        self.restored = (
+            f"{problem}; a new one was written, and the run resumes. Whether its data is still the same is not known "
+            "any more"
+        )
+        self.event("warning", message=self.restored)
+
     def _prepare(self) -> None:
         with _resource(self.path, "cannot be written"):
             for folder in _FOLDERS:
                 (self.path / folder).mkdir(exist_ok=True)
 
     def _append(self, name: str, record: Record) -> None:
-        line = _line(record)
+        line = line_of(record)
         with _resource(self.path / name, "cannot be written"):
             if name not in self._logs:
-                self._logs[name] = _open_log(self.path / name)
+                self._logs[name] = open_log(self.path / name)
             fd = self._logs[name]
             size = os.fstat(fd).st_size
             try:
@@ -354,64 +366,17 @@ class RunDirectory:
                 raise
 
 
-class Follower:
-    """The records that another process adds to a run's events and metrics, in the order of each file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._at = {name: _size(path / name) for name in ("events.jsonl", "metrics.jsonl")}
-
-    def new(self) -> list[Record]:
-        """What came since the last call, events first. Lines that are not whole yet come with the next call."""
-        records = []
-        for event in self._read("events.jsonl"):
-            records.append(event)
-            if event.get("event") == "started":  # metrics.jsonl was rewritten without the steps that are done again
-                kept = [r for r in _read_lines(self._path / "metrics.jsonl") if r.get("step", 0) <= event["step"]]
-                self._at["metrics.jsonl"] = sum(len(_line(record)) for record in kept)
-        return records + self._read("metrics.jsonl")
-
-    def _read(self, name: str) -> list[Record]:
-        path = self._path / name
-        if _size(path) <= self._at[name]:
-            return []
-        with path.open("rb") as file:
-            file.seek(max(0, self._at[name] - 1))
-            if self._at[name] and file.read(1) != b"\n":
-                return []  # another file of that name by now; the event that says so comes with the next call
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._at[name] += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines()]
-
-
-def _line(record: Record) -> bytes:
-    return json.dumps(_plain(record)).encode() + b"\n"
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _process() -> Record:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _check_unused(path: Path) -> None:
     if is_run(path):
-        is_vain = read_run(path).status == "failed" and not any((path / "checkpoints").rglob("step-*"))
+        is_vain = run_at(path).status == "failed" and not has_checkpoints(path)
         way_out = f"remove it with `hanse runs remove {path}`" if is_vain else "go on with it by resume=true"
         raise ConfigError(f"run_dir: {path} already holds a run; {way_out}, or name another")
     if extra := sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")):
         raise ConfigError(f"run_dir: {path} is not empty (it holds {extra[0]}); name a new directory")
-
-
-def _open_log(path: Path) -> int:
-    """A file to append to, cut back to its last whole line: a killed writer may have left half of one."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):  # a whole file is left alone: other workers may be adding to it
-        os.ftruncate(fd, content.rfind(b"\n") + 1)
-    return fd
 
 
 def _lock(path: Path) -> int:
@@ -460,17 +425,6 @@ def _point(link: Path, name: str) -> None:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EISDIR):
             raise
         temporary.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    """The value with numbers that JSON does not have (NaN, infinities) as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _now() -> str:

@@ -53,7 +53,7 @@ def show(reference: str, console: Console) -> int:
         if (run.path / name).exists()
     ]
     is_model = (run.path / "model" / "config.json").exists()
-    if not is_model and not (run.path / "model" / "booster.json").exists():
+    if "model" in files and not is_model and not (run.path / "model" / "booster.json").exists():
         files.remove("model")
     console.say(f"files   {'  '.join(files)}")
     console.end(run.path, {"status": run.status}, [f"hanse evaluate {run.id}"] if summary and is_model else [])

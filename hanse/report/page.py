@@ -18,7 +18,8 @@ from typing import Any, TypeGuard
 from core.ensemble.spread import Point, band
 from core.errors import DataError, ResourceError
 from core.storage.atomic import replace_text
-from core.storage.store import Record, Run, read_run
+from core.storage.lines import Record
+from core.storage.store import Run, read_run
 from hanse.format import duration, number
 from hanse.report import ensemble, federation
 from hanse.report.calibration import calibration
