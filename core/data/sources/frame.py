@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.config import Numbers
-from core.data.sources.notation import PLAIN, Form, Odd, form_of
+from core.data.sources.notation import PLAIN, Form, Odd, form_of, grouped_by_points
 
 TEXTS: Literal["texts"] = "texts"
 As = Literal["texts"] | Form | None  # how a column is read: as texts, in one form, or as what its cells are
@@ -165,11 +165,29 @@ class Frame:
             columns[name] = read
             if way is None and isinstance(read, Numeric) and (example := _example(column, read, numbers)):
                 told.setdefault(read.form, []).append((name, example))
+        if any(form.decimal == "," for form in told):
+            problems += self._in_doubt([n for n, way in wanted.items() if way is None and n in columns], columns)
         notes = [_note(form, about) for form, about in told.items()]
         gaps = [name for name, column in columns.items() if column.bad_cell() is not None]
         words = self.empties(gaps) if gaps else {}
         columns |= {name: replace(columns[name], empties=there) for name, there in words.items()}
         return Sheet(columns, tuple(problems), (*notes, *_missing(words)))
+
+    def _in_doubt(self, names: Sequence[str], columns: Columns) -> list[Problem]:
+        """Of a file with decimal commas: columns such as 1.234, which by itself is a number with a point."""
+        broken = [
+            name
+            for name in names
+            if isinstance(read := columns[name], Numeric)
+            and read.form == PLAIN
+            and (read.values != np.floor(read.values)).any()
+        ]
+        problems = []
+        for name, column in self.fetch(broken, (), broken).items() if broken else ():
+            odd = grouped_by_points(column.distinct) if isinstance(column, Texts) else None
+            if isinstance(column, Texts) and odd:
+                problems.append(_problem(name, column, odd, known=False))
+        return problems
 
 
 def texts_of(values: NDArray[Any]) -> Texts:

@@ -23,7 +23,7 @@ _THOUSANDS = (",", ".", " ", "'", "_")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _BODY = re.compile(r"[+-]?[\d.,][\d.,' _]*([eE][+-]?\d+)?")
 _DATE = re.compile(
-    r"(\d{4}([./-])\d{1,2}(\2\d{1,2})?|\d{1,2}([./-])\d{1,2}\4(\d{4}|\d{2})"
+    r"(\d{4}([./-])(0?[1-9]|1[0-2])(\2[0-3]?\d)?|[0-3]?\d([./-])[0-3]?\d\5(\d{4}|\d{2})"
     r"|(\d{1,2}\.? )?[A-Z][a-z]{2,8}\.?,? (\d{1,2},? )?\d{4}|\d{1,2}[- ][A-Za-z]{3}[- ](\d{4}|\d{2}))"
     r"([T ,]+\d{1,2}:\d{2}.*)?"
 )
@@ -116,20 +116,31 @@ def _numbers(texts: Sequence[str], counts: NDArray[np.int64], numbers: Numbers |
         what = texts[int(np.isnan(best).argmax())]
         return Odd(what, "beside numbers in another notation; write all in one")
     (mark, values), *others = good.items()
-    if mark != (".", "") and any(not np.array_equal(values, other) for _, other in others):
-        i = int(next(i for _, other in others for i in np.flatnonzero(values != other)))
-        ways = sorted({f"{v[i]:.15g}" for v in good.values()})
-        return Odd(
-            texts[i],
-            f"may be {' or '.join(ways)}; say it with data.numbers={{decimal: ',', thousands: '.'}}",
-        )
+    for _, other in others if mark != (".", "") else []:
+        if (differs := values != other).any():
+            i = int(differs.argmax())
+            return _ambiguous(texts[i], values[i], other[i])
     return Form("number", *mark, units[-1])
+
+
+def grouped_by_points(texts: Sequence[str]) -> Odd | None:
+    """What to say of numbers in a file with decimal commas, if each of those with a point may be one of thousands."""
+    pointed = [text for text in texts if "." in text]
+    values = _values([_bare(text)[0] for text in pointed], ",", ".")
+    if not pointed or np.isnan(values).any():
+        return None
+    return _ambiguous(pointed[0], float(pointed[0]), values[0])
+
+
+def _ambiguous(text: str, one: float, other: float) -> Odd:
+    low, high = sorted((one, other))
+    return Odd(text, f"may be {low:.15g} or {high:.15g}; say it with data.numbers={{decimal: ',', thousands: '.'}}")
 
 
 def _values(bodies: Sequence[str], decimal: str, thousands: str) -> NDArray[np.float64]:
     """NaN where a body is no number in this notation."""
     point = re.escape(decimal)
-    group = rf"\d{{1,3}}({re.escape(thousands)}\d{{2,3}})*{re.escape(thousands)}\d{{3}}|" if thousands else ""
+    group = rf"[1-9]\d{{0,2}}({re.escape(thousands)}\d{{2,3}})*{re.escape(thousands)}\d{{3}}|" if thousands else ""
     number = re.compile(rf"[+-]?(({group}\d+)({point}\d*)?|{point}\d+)([eE][+-]?\d+)?")
     drop = str.maketrans({decimal: ".", **({thousands: None} if thousands else {})})
     return np.array([float(b.translate(drop)) if number.fullmatch(b) else np.nan for b in bodies], np.float64)
@@ -181,7 +192,7 @@ def _days(text: str) -> float:
 
 def _seconds(text: str) -> float:
     try:
-        found = time.fromisoformat(text.strip())
+        found = time.fromisoformat(text.strip().rjust(5, "0"))  # 9:53 is 09:53
     except ValueError:
         return np.nan
     return found.hour * 3600 + found.minute * 60 + found.second + found.microsecond / 1e6

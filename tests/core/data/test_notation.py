@@ -49,6 +49,7 @@ READ: dict[str, tuple[list[str], list[float]]] = {
     "underscore": (["1_000", "3", "50"], [1000, 3, 50]),
     "thousands": (["1,234.5", "12", "-1,234"], [1234.5, 12, -1234]),
     "thousands beside a decimal point": (["1,234", "12.5"], [1234, 12.5]),
+    "decimal comma of three digits": (["0,686", "1,234"], [0.686, 1.234]),
     "decimal comma": (["0,5", "12,25", "3"], [0.5, 12.25, 3]),
     "decimal comma and points": (["1.234,5", "7", "1.234"], [1234.5, 7, 1234]),
     "space": (["1 234,5", "12,5"], [1234.5, 12.5]),
@@ -62,6 +63,7 @@ READ: dict[str, tuple[list[str], list[float]]] = {
     "a typographic minus": (["\u22125", "3"], [-5, 3]),
     "dates": (["1970-01-02", "2000-01-01"], [1, 10957]),
     "dates with times": (["1970-01-01 12:00:00", "1970-01-02T00:00:00"], [0.5, 1]),
+    "early times": (["9:30", "10:30:30"], [34200, 37830]),
     "times": (["10:00", "00:00:05"], [36000, 5]),
 }
 
@@ -131,6 +133,17 @@ def test_the_notation_that_the_user_names_is_the_one_that_is_read(tmp_path: Path
     assert values(german) == pytest.approx([1234, 12, 2000] * 4, rel=1e-4)
     path = write(tmp_path / "b.tsv", ["1,234", "12"])
     assert values(read(path, numbers=Numbers(thousands=","))) == pytest.approx([1234, 12] * 4, rel=1e-4)
+
+
+def test_points_in_a_file_with_decimal_commas_may_stand_between_thousands(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x;k;y\n" + "".join(f"{i},5;{1 + i % 3}.234;{'no' if i % 2 else 'yes'}\n" for i in range(20)))
+    with pytest.raises(DataError, match=r"row 1, column 'k': '1\.234' may be 1\.234 or 1234; .*data\.numbers="):
+        read(path)
+    data = read(path, numbers=Numbers(decimal=",", thousands="."), drop=("x",))
+    assert sorted(set(map(round, values(data)))) == [1234, 2234, 3234]
+    path.write_text("x;k;y\n" + "".join(f"{i},5;{i / 8};{'no' if i % 2 else 'yes'}\n" for i in range(20)))
+    assert read(path).spec.shape == (2,)  # 0.125 has no thousands
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|", ","])
