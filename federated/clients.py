@@ -179,8 +179,5 @@ def _numeric(data: Data) -> Tensor | None:
         return None
     flags: list[float] = []
     for feature in fitted.features:
-        if isinstance(feature, Number):
-            flags.append(1.0)
-        else:
-            flags += [0.0] * (len(feature.values) if feature.one_hot else 1)
+        flags += [float(isinstance(feature, Number))] * feature.width
     return torch.tensor(flags)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from core.data import Data
-from core.data.preprocess import Category, Number, TableFit
+from core.data.preprocess import Number, TableFit
 from core.errors import ConfigError, DataError, WorkerError
 from federated.policy import Policy
 
@@ -242,7 +242,7 @@ def _columns(data: Data, names: tuple[str, ...], split: str) -> Tensor:
     for feature in fitted.features:
         if isinstance(feature, Number):
             places[feature.name] = (inputs[:, at], feature.mean, feature.std)
-        at += len(feature.values) if isinstance(feature, Category) and feature.one_hot else 1
+        at += feature.width
     if data.spec.target == "real" and targets is not None:
         places[fitted.target] = (targets[:, 0], fitted.target_mean, fitted.target_std)
     if odd := [name for name in names if name not in places]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.data.config import Table
 from core.data.labels import in_order, places_in
-from core.data.sources.frame import LARGEST, TEXTS, As, Columns, Numeric, Problem, Texts
+from core.data.sources.frame import LARGEST, TEXTS, As, Column, Columns, Numeric, Problem, Texts
 from core.data.sources.notation import PLAIN, Form
 from core.data.spec import Spec
 from core.data.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ from core.errors import DataError
 from core.storage.atomic import replace_text
 
 FORMAT = 2
+ROWS = 1 << 14  # that become inputs at a time: of a wide table they stay in the cache
 SHOWN_CLASSES = 10
 MAX_CATEGORIES = 256  # more different texts than this in a column are names or free text, not categories
 
@@ -35,6 +36,14 @@ class Number:
     mean: float
     std: float
     form: Form = PLAIN
+    width = 1
+
+    def put(self, column: Column, rows: slice, inputs: NDArray[np.float32]) -> None:
+        """Fills in the inputs [rows, 1]; a cell that is empty becomes the mean."""
+        assert isinstance(column, Numeric)
+        values = column.values[rows]
+        scaled = _in_float32((values - self.mean) / self.std, values, self.name, rows.start)
+        inputs[:, 0] = np.where(np.isnan(scaled), 0.0, scaled)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,21 @@ class Category:
     name: str
     values: tuple[str, ...]
     one_hot: bool
+
+    @property
+    def width(self) -> int:
+        """How many inputs it becomes."""
+        return len(self.values) if self.one_hot else 1
+
+    def put(self, column: Column, rows: slice, inputs: NDArray[np.float32]) -> None:
+        """Fills in the inputs [rows, width]; they are zeros before."""
+        assert isinstance(column, Texts)
+        codes = column[rows].take(places_in(column.distinct, self.values), -1)
+        if self.one_hot:
+            known = np.flatnonzero(codes >= 0)
+            inputs[known, codes[known]] = 1.0
+        else:
+            inputs[:, 0] = np.where(codes < 0, -1.0, codes / max(len(self.values) - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,7 @@ class TableFit:
     @property
     def width(self) -> int:
         """The number of inputs F."""
-        return sum(len(f.values) if isinstance(f, Category) and f.one_hot else 1 for f in self.features)
+        return sum(feature.width for feature in self.features)
 
     @property
     def wanted(self) -> dict[str, As]:
@@ -74,17 +98,14 @@ class TableFit:
 
     def inputs(self, columns: Columns) -> Tensor:
         """[N, F] float32, of columns as they are `wanted`. DataError for a number that float32 cannot hold."""
-        blocks = []
-        for feature in self.features:
-            column = columns[feature.name]
-            if isinstance(feature, Number):
-                assert isinstance(column, Numeric)
-                scaled = _in_float32((column.values - feature.mean) / feature.std, column.values, feature.name)
-                blocks.append(np.nan_to_num(scaled, nan=0.0)[:, None])
-            else:
-                assert isinstance(column, Texts)
-                blocks.append(_codes(feature, column))
-        return torch.from_numpy(np.concatenate(blocks, axis=1, dtype=np.float32))
+        count = len(next(iter(columns.values())))
+        inputs = np.zeros((count, self.width), np.float32)
+        for start in range(0, count, ROWS):
+            rows, at = slice(start, start + ROWS), 0
+            for feature in self.features:
+                feature.put(columns[feature.name], rows, inputs[rows, at : at + feature.width])
+                at += feature.width
+        return torch.from_numpy(inputs)
 
     def real_targets(self, values: NDArray[np.float64]) -> Tensor:
         """[N, 1] float32, standardized."""
@@ -92,13 +113,17 @@ class TableFit:
         return torch.from_numpy(scaled)[:, None]
 
 
-def _in_float32(scaled: NDArray[np.float64], values: NDArray[np.float64], name: str) -> NDArray[np.float32]:
-    """The standardized `scaled` in float32. DataError names the first of `values` that is too large for it."""
+def _in_float32(
+    scaled: NDArray[np.float64], values: NDArray[np.float64], name: str, first: int = 0
+) -> NDArray[np.float32]:
+    """The standardized `scaled` in float32. DataError names the first of `values` that is too large for it, which are
+    those from row `first` on."""
     too_large = np.abs(scaled) > LARGEST
     if too_large.any():
         row = int(too_large.argmax())
         raise DataError(
-            f"row {row + 1}, column '{name}': {values[row]:g} is too far from the training rows for float32; mend it"
+            f"row {first + row + 1}, column '{name}': {values[row]:g} is too far from the training rows for "
+            "float32; mend it"
         )
     return scaled.astype(np.float32)
 
@@ -150,18 +175,6 @@ def problems_of(columns: Columns, fill: bool, cure: str) -> list[Problem]:
             )
             problems.append(Problem(name, what, "leave such columns out with data.drop=[{}]"))
     return problems
-
-
-def _codes(feature: Category, column: Texts) -> NDArray[np.float32]:
-    known = places_in(column.distinct, feature.values)
-    codes = column.take(known, -1)
-    result: NDArray[np.float32]
-    if feature.one_hot:
-        result = (codes[:, None] == np.arange(len(feature.values))).astype(np.float32)
-        return result
-    scale = max(len(feature.values) - 1, 1)
-    result = np.where(codes < 0, -1.0, codes / scale).astype(np.float32)
-    return result[:, None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.data import Data, Preprocess, Spec
 from core.data.examples import Examples
-from core.data.preprocess import Category, ImageFit, Number, TableFit
+from core.data.preprocess import ImageFit, Number, TableFit
 from core.data.sources.files import nearest
 from core.errors import ConfigError
 from core.randomness import seed_of
@@ -135,7 +135,7 @@ def _set_columns(fitted: TableFit, columns: Mapping[str, float]) -> tuple[Tensor
         if isinstance(feature, Number) and feature.name in columns:
             places.append(at)
             values.append((columns[feature.name] - feature.mean) / feature.std)
-        at += len(feature.values) if isinstance(feature, Category) and feature.one_hot else 1
+        at += feature.width
     if len(places) < len(columns):
         numbers = [feature.name for feature in fitted.features if isinstance(feature, Number)]
         name = next(name for name in columns if name not in numbers)

@@ -1,6 +1,7 @@
 """Text files of rows and cells: csv and its like, with commas, semicolons, tabs or bars between the cells."""
 
 import csv
+import mmap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Written:
         import pyarrow
         from pyarrow import csv as arrow
 
-        parse = arrow.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
+        parse = arrow.ParseOptions(delimiter=self.delimiter, newlines_in_values=_may_have_quotes(self.path))
         convert = arrow.ConvertOptions(
             strings_can_be_null=not as_written,
             include_columns=list(wanted),
@@ -96,6 +97,17 @@ class Written:
             if there := column.filter(compute.is_in(column, words)).unique().to_pylist():
                 found[name] = tuple(sorted(there))
         return found
+
+
+def _may_have_quotes(path: Path) -> bool:
+    """Only between quotes can a cell hold a new line, and reading is twice as fast where none can."""
+    if is_packed(path):
+        return True
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b'"') >= 0
+    except (OSError, ValueError):  # a file system without maps of files
+        return True
 
 
 def _recognized(path: Path, own: str) -> str:

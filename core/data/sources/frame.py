@@ -30,7 +30,7 @@ class Numeric:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> "Numeric":
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "Numeric":
         return replace(self, values=self.values[rows])
 
     def bad_cell(self, allow_missing: bool = False) -> tuple[int, str] | None:
@@ -77,7 +77,7 @@ class Texts:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> "Texts":
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "Texts":
         return replace(self, places=self.places[rows])
 
     @property
