@@ -53,7 +53,8 @@ def simulate(
     report: called from this thread only, with one record for each exchange and each new error of a client (see
     `federated.flower.traffic`), and {"event": "log", "level", "text"} for each line of Flower's logger here.
 
-    Raises ConfigError where the app cannot be run as it is, and WorkerError where its ServerApp fails.
+    Raises ConfigError where the app cannot be run as it is, and WorkerError where its ServerApp fails, or no client
+    ever trained.
     """
     if clients < 1:
         raise ConfigError(f"clients: there must be at least one, not {clients}")
@@ -74,6 +75,13 @@ def simulate(
             grid.serve(functools.partial(_serve, server, grid, folder))
     finally:
         _leave()
+    if grid.untrained and not grid.trained:
+        first = grid.untrained[0]
+        said = next(iter(first["error"].splitlines()), "")
+        messages = f"all {len(grid.untrained)} messages to train failed"
+        failed = WorkerError(f"app: no client has trained, {messages}; client {first['client']}: {said}")
+        failed.add_note(first["traceback"])
+        raise failed
     return {"exchanges": grid.exchanges, "failed": grid.failed, "seconds": time.perf_counter() - began}
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run, RunNotRunningException
@@ -73,7 +73,8 @@ class PoolGrid(Grid):
         self._shown: set[str] = set()  # errors
         self._is_closed = False
         self._error: Exception | SystemExit | None = None
-        self.exchanges = self.failed = 0
+        self.exchanges = self.failed = self.trained = 0
+        self.untrained: list[dict[str, Any]] = []  # failures of clients that were to train
 
     def serve(self, server: Callable[[], None]) -> None:
         """Runs `server`, which talks to this grid, to its end. Raises what it raises, and what the pool raises."""
@@ -258,8 +259,12 @@ class PoolGrid(Grid):
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
-        self.failed += len(exchange.failures)
-        for failure in sorted(exchange.failures, key=lambda failure: failure["client"]):
+        failures = sorted(exchange.failures, key=lambda failure: failure["client"])
+        self.failed += len(failures)
+        if any(kind.partition(".")[0] == MessageType.TRAIN for kind in exchange.types):
+            self.trained += len(exchange.metrics)
+            self.untrained += failures
+        for failure in failures:
             if failure["error"] not in self._shown:
                 self._shown.add(failure["error"])
                 self._report(failure)

@@ -180,6 +180,14 @@ def test_a_failing_client_is_told_once_with_its_traceback_and_the_run_goes_on(tm
     assert summary["failed"] == 3
 
 
+def test_an_app_of_which_no_client_ever_trained_ends_with_the_first_error(tmp_path: Path) -> None:
+    said = (
+        r"app: no client has trained, all 6 messages to train failed; client 0: RuntimeError: partition 0 has no data\n"
+    )
+    with pytest.raises(WorkerError, match=said):
+        run("plain", tmp_path, clients=2, **{"fail-partition": 99})
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

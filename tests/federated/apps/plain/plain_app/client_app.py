@@ -23,7 +23,7 @@ app = ClientApp(mods=[counting])
 @app.train()
 def train_(message: Message, context: Context) -> Message:
     partition, config = context.node_config["partition-id"], context.run_config
-    if partition == config["fail-partition"]:
+    if config["fail-partition"] in (partition, 99):  # 99: all of them
         context.state["spoiled"] = ConfigRecord({"it": True})
         raise RuntimeError(f"partition {partition} has no data\nat all")
     assert "spoiled" not in context.state
