@@ -15,6 +15,7 @@ from core.errors import ConfigError, DataError, HanseError, LostError, ResourceE
 from core.execute import Summary
 from core.recipe import Elastic, TrainRun
 from core.runtime import Record
+from core.storage.checkpoint import latest_step
 from core.storage.store import RunDirectory
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def train(
 
 def _stopped(directory: RunDirectory) -> Summary:
     """The summary of a run that was stopped before a worker began."""
-    done = [int(path.name.removeprefix("step-")) for path in directory.checkpoints.glob("step-*")]
-    return {"ended": "stopped", "steps": max(done, default=0), "wall_s": 0.0}
+    return {"ended": "stopped", "steps": latest_step(directory.checkpoints), "wall_s": 0.0}
 
 
 def _fit(trainer: "TorchTrainer", outcome: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
@@ -29,7 +30,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it ray.init warns
 }
 CONNECT_TIMEOUT_S = 5.0
+LOOK_S = 1.0  # between two looks at Ray's processes: a pool asks for each of its items
 _open: list[str | None] = []  # the address of the session that is open
+_looked = [0.0]  # when they were looked at last
 
 
 @contextlib.contextmanager
@@ -68,7 +71,10 @@ def session(address: str | None, cpus: float) -> Iterator[None]:
 
 def require_ray() -> None:
     """LostError if the Ray of the open session is gone. Ray itself notices it after a minute, by ending the process."""
-    if _open[-1] is None and (name := what_died()):
+    if _open[-1] is not None or time.monotonic() < _looked[0] + LOOK_S:
+        return
+    _looked[0] = time.monotonic()
+    if name := what_died():
         raise LostError(f"Ray's process {name} has died, and Ray with it")
 
 

@@ -19,11 +19,14 @@ import pytest
 import safetensors.torch
 
 import hanse
+from cluster import data_parallel
 from cluster.session import session
 from core.config import parse_run
 from core.errors import DataError, ResourceError, WorkerError
 from core.recipe import TrainRun
+from core.runtime import Record
 from core.storage.store import RunDirectory
+from hanse.workers import LOCAL, place_of, workers
 
 # Ray warns about its own deprecated settings in this process, which starts it
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
@@ -210,6 +213,41 @@ def test_ray_train_starts_no_helper_that_has_nothing_to_do(address: str, tmp_pat
 def test_more_workers_than_the_machine_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"workers: they ask for 999 CPUs and this machine has \d+"):
         train(tmp_path / "run", workers=999)
+
+
+def test_a_run_that_waits_for_the_cluster_says_so_and_the_first_signal_ends_it(address: str, tmp_path: Path) -> None:
+    run = parse_run(TrainRun, {**DIGITS, "workers": 2, "address": address})
+    said: list[Record] = []
+    with session(address, 1):
+        import ray
+
+        class Holder:
+            def hold(self) -> None:
+                pass
+
+        holds = {"num_cpus": 2, "lifetime": "detached", "name": "holder", "namespace": "test"}
+        ray.get(ray.remote(Holder).options(**holds).remote().hold.remote())
+    try:
+        with RunDirectory.create(tmp_path / "run") as directory:
+            summary = data_parallel.train(run, directory, said.append, lambda: bool(said))
+    finally:
+        with session(address, 1):
+            ray.kill(ray.get_actor("holder", namespace="test"))
+    assert said == [{"event": "waiting", "message": "waiting for 2 CPUs, 0 of 2 free"}]
+    assert (summary["ended"], summary["steps"]) == ("stopped", 0)
+
+
+def test_a_run_goes_where_the_environment_says_and_its_first_lines_say_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ResourceError, match=r"address: no Ray answers at 127\.0\.0\.1:1 "):
+        train(tmp_path / "run", workers=2)
+    with pytest.raises(ResourceError, match=r"address: no Ray answers at 127\.0\.0\.1:1 "), workers(2, None):
+        raise AssertionError
+    assert place_of(2, None) == "2 Ray workers at 127.0.0.1:1 (RAY_ADDRESS)"
+    assert place_of(2, "head:10001") == "2 Ray workers at head:10001"
+    assert place_of(1, LOCAL) == "1 Ray worker on this machine"
 
 
 def test_an_address_without_a_ray_is_refused_at_once(tmp_path: Path) -> None:
