@@ -7,6 +7,7 @@ is cut off: white is 1, the largest number of 16 bits where they are integers.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
-_SETS = {
-    "train": "train", "training": "train",
+_PARTS = {
+    "train": "train", "training": "train", "trainset": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
+    "test": "test", "testing": "test", "testset": "test",
 }  # fmt: skip
 _GRAY = ("1", "L", "LA", "La")
 _WHITE_16 = 65535
@@ -127,20 +128,31 @@ def _listed(root: Path, left: LeftOut) -> tuple[list[Path], list[str], dict[str,
     """The images, the class name of each ("": none), and which of them are training, validation and test."""
     top, sets = _sets(root)
     if not sets:
-        files = walk(root, EXTENSIONS, left)
-        return files, [_class_name(path, root) for path in files], {}
-    for path in [*entries(root), *(entries(top) if top != root else ())]:
-        if path.is_dir() and path != top and path not in sets:
-            left.folder(path)
-        elif not path.is_dir():
-            left.file(path)
+        return _by_class(root, walk(root, EXTENSIONS, left))
+    on_the_way = {top, *(parent for parent in top.parents if parent.is_relative_to(root))}
+    for folder in {root, *on_the_way}:
+        for path in entries(folder):
+            if not path.is_dir():
+                left.file(path)
+            elif path not in on_the_way and path not in sets:
+                left.folder(path)
     files, names, rows = list[Path](), list[str](), dict[str, list[int]]()
     for folder, part in sets.items():
         found = walk(folder, EXTENSIONS, left)
         rows.setdefault(part, []).extend(range(len(files), len(files) + len(found)))
         files += found
-        names += [_class_name(path, folder) for path in found]
+        names += [_class_name(path, _without_copies(folder)) for path in found]
     return files, names, {part: np.array(places, np.int64) for part, places in rows.items()}
+
+
+def _by_class(root: Path, files: list[Path]) -> tuple[list[Path], list[str], dict[str, NDArray[np.int64]]]:
+    """As `_listed` of folders that stand for classes, and in each of them perhaps folders of training and test."""
+    names = [_class_name(path, root) for path in files]
+    parts = [_PARTS.get(name.rpartition("/")[2].lower(), "") if "/" in name else "" for name in names]
+    if not all(parts) or "train" not in parts or len(set(parts)) == 1:
+        return files, names, {}
+    rows = {part: np.flatnonzero([one == part for one in parts]) for part in dict.fromkeys(parts)}
+    return files, [name.rpartition("/")[0] for name in names], rows
 
 
 def _sets(root: Path) -> tuple[Path, dict[Path, str]]:
@@ -149,15 +161,35 @@ def _sets(root: Path) -> tuple[Path, dict[Path, str]]:
     None where such a name is that of a class: there are other folders with images, and no second set.
     """
     folders = [path for path in entries(root) if path.is_dir() and not is_system(path)]
-    sets = {path: _SETS[path.name.lower()] for path in folders if path.name.lower() in _SETS}
-    others = [path for path in folders if path not in sets]
-    if not sets and len(folders) == 1 and not any(is_picture(path) and not is_system(path) for path in entries(root)):
+    groups: dict[str, dict[Path, str]] = {}
+    for path in folders:
+        part, rest = _part_of(path.name)
+        if part:
+            groups.setdefault(rest, {})[path] = part
+    for sets in groups.values():
+        if "train" in sets.values() and len(set(sets.values())) > 1:
+            return root, sets
+    alone = groups.get("", {})
+    if alone and not any(walk(path, EXTENSIONS, LeftOut()) for path in folders if path not in alone):
+        return root, alone
+    if len(folders) == 1 and not any(is_picture(path) and not is_system(path) for path in entries(root)):
         inner = _sets(folders[0])  # as archives are unpacked: one folder with everything in it
         return inner if inner[1] else (root, {})
-    is_split = "train" in sets.values() and len(set(sets.values())) > 1
-    if sets and (is_split or not any(walk(path, EXTENSIONS, LeftOut()) for path in others)):
-        return root, sets
     return root, {}
+
+
+def _part_of(name: str) -> tuple[str, str]:
+    """The part that a folder's name stands for, "" if none, and the rest of it: of `training_set` train and set."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+    known = [word for word in words if word in _PARTS]
+    return (_PARTS[known[0]] if len(known) == 1 else ""), " ".join(word for word in words if word not in _PARTS)
+
+
+def _without_copies(folder: Path) -> Path:
+    """The folder below which the classes are: archives often hold `test/test/`."""
+    inside = [path for path in entries(folder) if not is_system(path) and (path.is_dir() or is_picture(path))]
+    is_copy = [path.name for path in inside] == [folder.name]
+    return _without_copies(inside[0]) if is_copy else folder
 
 
 def _class_name(path: Path, root: Path) -> str:

@@ -192,6 +192,34 @@ def test_the_splits_are_found_in_the_only_folder_of_an_archive(tmp_path: Path) -
     assert data.notes == (f"{tmp_path}: left out 1 folder with 0 files (__MACOSX) and 1 file (1 .md)",)
 
 
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        ("training_set", "test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train2017", "val2017"),
+        ("x/archive/Train", "x/archive/Test"),
+        ("Train Images", "Test Images"),
+    ],
+)
+def test_the_splits_are_known_by_a_word_that_distinguishes_their_folders(train: str, test: str, tmp_path: Path) -> None:
+    pair(tmp_path / train, gray())
+    pair(tmp_path / test, gray())
+    data = load(Image(path=str(tmp_path), split=Split(0, 0)), "class")
+    assert data.spec.classes == KINDS and data.sizes["train"] == 4 and sum(data.sizes.values()) == 8
+    assert data.notes == ()
+
+
+def test_the_splits_may_lie_in_the_folders_of_the_classes(tmp_path: Path) -> None:
+    for kind in KINDS:
+        for part, count in (("train", 4), ("Test", 2)):
+            for i in range(count):
+                save(gray() + np.uint8(part == "Test"), tmp_path / kind / part / f"{i}.png")
+    data = load(Image(path=str(tmp_path), split=Split(0, 0)), "class")
+    assert data.spec.classes == KINDS and data.sizes == {"train": 8, "validation": 0, "test": 4}
+    assert round(float(raw(data, 0, "test").min() * 255)) == 1
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("train", "plane"):
         for i in range(2):
