@@ -1,8 +1,10 @@
 """Numbers as a person reads them: 1,437; 0.09412; 1.2 GB; 0:41. The same in every table, line and report."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from core.printable import printable
 
@@ -21,6 +23,22 @@ def number(value: float) -> str:
     if abs(value) >= 999.95:
         return f"{value:,.0f}"
     return f"{value:#.4g}" if value else "0.000"
+
+
+def described(config: Any, plain: Any) -> str:
+    """The kind of a config and all of its numbers that are not those of the plain one: `sgd lr 0.05 momentum 0.9`."""
+    words = [config.kind]
+    for name in (field.name for field in dataclasses.fields(config)):
+        value = getattr(config, name)
+        if name == "lr" or (name != "kind" and value != getattr(plain, name, None)):
+            words.append(name if value is True else f"{name} {_plain(value)}")
+    return " ".join(words)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"({', '.join(map(_plain, value))})" if isinstance(value, tuple) else str(value)
 
 
 def size(num_bytes: float) -> str:

@@ -27,11 +27,11 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent; momentum 0 is plain SGD. Weight decay is added to the gradient (L2)."""
+    """Stochastic gradient descent, plain unless `momentum` is above 0. Weight decay is added to the gradient (L2)."""
 
     kind: Literal["sgd"] = "sgd"
     lr: float = 0.1
-    momentum: float = 0.9
+    momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
     decay_vectors: bool = False

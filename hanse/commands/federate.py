@@ -7,11 +7,14 @@ from contextlib import nullcontext
 from typing import Any
 
 from core.config import parse, read_overrides
+from core.optim import SGD
+from federated.partition import IID
 from federated.run import FederateRun
+from federated.strategies import FedAvg
 from hanse import federate
 from hanse.commands.train import again, headline, reference, resumable
 from hanse.console import Console, JsonConsole
-from hanse.format import duration
+from hanse.format import described, duration
 from hanse.interrupt import INTERRUPTED
 from hanse.output import output
 from hanse.workers import place_of
@@ -71,7 +74,7 @@ def trees(file: str, words: Sequence[str], console: Console) -> int:
         "trees": f"{grown.mode}, {grown.local_trees} a turn, eta {grown.eta:g}, depth {grown.max_depth}",
         "data": of,
         "clients": wanted.clients or "one of each value",
-        "partition": wanted.partition.kind,
+        "partition": described(wanted.partition, IID()),
         "rounds": grown.rounds,
         "engine": place_of(wanted.workers, wanted.address) if wanted.engine == "pool" else "this process",
         "seed": wanted.seed,
@@ -123,9 +126,9 @@ def _header(run: FederateRun) -> dict[str, object]:
         "model": recipe.model.kind,
         "data": f"{recipe.data.kind} {recipe.data.path}",
         "clients": f"{run.clients or 'one of each value'}, {run.cohort or 'all'} a round",
-        "partition": run.partition.kind,
-        "strategy": run.strategy.kind,
-        "local work": f"{local} of batch {recipe.train.batch_size}, {recipe.optimizer.kind} lr {recipe.optimizer.lr:g}",
+        "partition": described(run.partition, IID()),
+        "strategy": described(run.strategy, FedAvg()),
+        "local work": f"{local} of batch {recipe.train.batch_size}, {described(recipe.optimizer, SGD())}",
         "rounds": run.rounds,
         "engine": where[run.engine],
         "seed": recipe.seed,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from core.config import dump_run, override, read_overrides, to_yaml
 from core.errors import LostError
+from core.optim import SGD
 from core.recipe import TrainRun
 from core.storage.store import runs_root
 from hanse import launch
 from hanse.console import Console, JsonConsole
-from hanse.format import number, size
+from hanse.format import described, number, size
 from hanse.interrupt import INTERRUPTED
 from hanse.workers import place_of, ray_place
 
@@ -174,7 +175,7 @@ def _header(train: TrainRun) -> dict[str, object]:
     return {
         "model": recipe.model.kind,
         "data": f"{recipe.data.kind} {recipe.data.path}",
-        "optimizer": f"{recipe.optimizer.kind} lr {recipe.optimizer.lr:g}",
+        "optimizer": described(recipe.optimizer, SGD()),
         **({"epochs": recipe.train.epochs} if recipe.train.epochs else {"steps": number(recipe.train.steps)}),
         "batch": recipe.train.batch_size,
         "workers": _place(train) if train.workers else f"in this process, device {train.device}",

@@ -94,7 +94,7 @@ def test_half_precision_halves_the_activations_only() -> None:
 
 @pytest.mark.parametrize(
     "config, slots",
-    [(SGD(momentum=0.0), 0), (SGD(), 1), (Lion(), 1), (RMSprop(), 1), (RMSprop(momentum=0.9), 2), (Adam(), 2)],
+    [(SGD(), 0), (SGD(momentum=0.9), 1), (Lion(), 1), (RMSprop(), 1), (RMSprop(momentum=0.9), 2), (Adam(), 2)],
 )
 def test_optimizer_state_is_counted_as_the_optimizer_makes_it(config: OptimizerConfig, slots: int) -> None:
     assert estimate(mlp(), example_batch(TABLE, 2), config, 2).optimizer_bytes == slots * 4 * MLP_PARAMETERS

@@ -30,7 +30,7 @@ from core.optim.muon import orthogonalize
 
 ALL: list[OptimizerConfig] = [
     SGD(momentum=0.0),
-    SGD(nesterov=True, weight_decay=0.1),
+    SGD(momentum=0.9, nesterov=True, weight_decay=0.1),
     Adam(weight_decay=0.1),
     AdamW(),
     RMSprop(),
@@ -72,12 +72,13 @@ def trajectory(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, f
     "config, reference",
     [
         (SGD(momentum=0.0, weight_decay=0.1, decay_vectors=True), (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.1})),
-        (SGD(nesterov=True), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True})),
+        (SGD(), (torch.optim.SGD, {"lr": 0.1})),
+        (SGD(momentum=0.9, nesterov=True), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True})),
         (Adam(weight_decay=0.1, decay_vectors=True), (torch.optim.Adam, {"lr": 1e-3, "weight_decay": 0.1})),
         (AdamW(betas=(0.8, 0.9), decay_vectors=True), (torch.optim.AdamW, {"lr": 1e-3, "betas": (0.8, 0.9)})),
         (RMSprop(momentum=0.5), (torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.5})),
     ],
-    ids=["sgd", "nesterov", "adam", "adamw", "rmsprop"],
+    ids=["sgd", "the default is plain", "nesterov", "adam", "adamw", "rmsprop"],
 )
 def test_the_trajectory_is_that_of_torch_optim(config: OptimizerConfig, reference: tuple[Any, dict[str, Any]]) -> None:
     ours, theirs = network().double(), network().double()  # in float32 the fused kernels round otherwise, by 1e-7
@@ -253,7 +254,7 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         with pytest.raises(DataError, match=said):
             restore(fresh, named, wrong, rest)
     with pytest.raises(DataError, match="saved by AdamW, this run has SGD with momentum"):
-        restore(SGD().build(named), named, tensors, rest)
+        restore(SGD(momentum=0.9).build(named), named, tensors, rest)
     smaller = [(name, p) for name, p in named if not name.startswith("head")]
     with pytest.raises(DataError, match=r"of another model: it has head\.bias and 1 more"):
         restore(AdamW().build(smaller), smaller, tensors, rest)

@@ -66,6 +66,15 @@ def test_a_federation_leaves_everything_in_its_directory(file: str, capsys: pyte
     assert f"run     {run}" in text and f"next    hanse evaluate {run.name}" in text
 
 
+def test_the_banner_shows_every_number_that_is_not_plain(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    momentum, decay = "optimizer.momentum=0.9", "optimizer.weight_decay=0.001"
+    words = [momentum, decay, "partition={kind: dirichlet, alpha: 0.3, balanced: true}", "strategy.server_lr=0.5"]
+    assert simulate(file, *words, "rounds=1") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sgd lr 0.05 momentum 0.9 weight_decay 0.001" in said
+    assert "dirichlet alpha 0.3 balanced" in said and "fedavg server_lr 0.5" in said
+
+
 def test_no_file_of_a_federation_names_a_place_on_this_machine(file: str, tmp_path: Path) -> None:
     assert simulate(file, f"run_dir={tmp_path / 'run'}", *SCAFFOLD, "--quiet") == 0
     for name in ("config.yaml", "summary.json", "metrics.jsonl", "events.jsonl", "model/config.json"):

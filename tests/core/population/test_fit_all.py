@@ -83,7 +83,7 @@ def test_members_of_different_shapes_go_in_populations_of_their_own() -> None:
     ids=str,
 )
 def test_what_is_no_mere_number_keeps_members_apart(change: dict[str, Any]) -> None:
-    group = members(family("mlp", optimizer={"kind": "sgd"}), [{}, change, {}])
+    group = members(family("mlp", optimizer={"kind": "sgd", "momentum": 0.9}), [{}, change, {}])
     assert [[m.name for m in bucket] for bucket in buckets(group)] == [["m0", "m2"], ["m1"]]
 
 

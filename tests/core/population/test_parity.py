@@ -14,7 +14,7 @@ from tests.core.population.cases import IMAGES, TEXT, ZOO, apart, curve, family,
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"kind": "sgd", "lr": 0.05, "momentum": 0.0},
-    "momentum": {"kind": "sgd", "lr": 0.02, "nesterov": True, "weight_decay": 0.1},
+    "momentum": {"kind": "sgd", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     "adam": {"kind": "adam", "lr": 1e-3, "weight_decay": 0.1},
     "adamw": {"kind": "adamw", "lr": 1e-3},
     "rmsprop": {"kind": "rmsprop", "lr": 1e-3, "momentum": 0.5},
