@@ -26,7 +26,8 @@ def open_delimited(path: Path, delimiter: str | None, header: bool) -> Frame:
     if not first:
         raise DataError(f"{path}: the file is empty")
     names = tuple(first[0][1]) if header else tuple(f"f{i}" for i in range(len(first[0][1])))
-    is_short = header and _is_short([len(cells) for _, cells in first])
+    # of lines that end with a mark, the last cell has no name, not the first
+    is_short = header and _is_short([len(cells) for _, cells in first]) and any(cells[-1] for _, cells in first[1:])
     if header and all(_is_number(name) for name in names):
         raise DataError(f"{path}: line 1 holds numbers where column names belong; add them, or set data.header=false")
     if is_short:
@@ -78,7 +79,7 @@ class Written:
                 if "straddling" not in said or block >= LARGEST_BLOCK:
                     if "UTF8" in said:
                         raise not_utf8(self.path) from None
-                    _refuse_ragged(self.path, self.delimiter)
+                    _refuse_ragged(self.path, self.delimiter, len(self.names))
                     raise DataError(f"{self.path}: not a valid csv: {said.splitlines()[0]}") from None
                 block = min(16 * block, LARGEST_BLOCK)  # a row, with cells of megabytes, is larger than that
         if any(pyarrow.types.is_binary(column.type) for column in table.columns):
@@ -133,12 +134,13 @@ def _refuse_duplicates(path: Path, names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _refuse_ragged(path: Path, delimiter: str) -> None:
+def _refuse_ragged(path: Path, delimiter: str, width: int) -> None:
+    """Names the first line of another width; 0 is that of the first line."""
     rows = _rows(path, delimiter)
-    width = len(rows[0][1])
-    for line, cells in rows:
+    whose, width = ("others have", width) if width else ("the first line has", len(rows[0][1]))
+    for line, cells in rows[1:]:
         if len(cells) != width:
-            raise DataError(f"{path}: line {line} has {len(cells)} cells, the first line has {width}; mend that line")
+            raise DataError(f"{path}: line {line} has {len(cells)} cells, {whose} {width}; mend that line")
 
 
 def _rows(path: Path, delimiter: str, limit: int | None = None) -> list[tuple[int, list[str]]]:

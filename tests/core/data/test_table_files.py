@@ -98,6 +98,18 @@ def test_a_header_of_r_is_one_cell_short_and_its_row_names_are_no_input(mark: st
     assert torch.equal(opened.splits["test"].take(torch.arange(12))[0], inputs(data))
 
 
+def test_lines_that_end_with_a_mark_are_no_header_of_r(tmp_path: Path) -> None:
+    lines = CSV.splitlines()
+    (tmp_path / "a.csv").write_text("\n".join([lines[0], *(f"{line}," for line in lines[1:])]))
+    with pytest.raises(DataError, match="line 2 has 4 cells, the first line has 3; mend that line"):
+        read(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text(
+        "\n".join([lines[0], *(f"{i},{line}" for i, line in enumerate(lines[1:] * 3))]) + "\n1,2\n"
+    )
+    with pytest.raises(DataError, match="line 38 has 2 cells, others have 4; mend that line"):
+        read(tmp_path / "b.csv")
+
+
 def test_what_is_read_as_missing_is_said(tmp_path: Path) -> None:
     text = CSV.replace("3,v", "NA,v").replace("4,u", "NULL,NA").replace("5,v", ",v")
     (tmp_path / "a.csv").write_text(text)
