@@ -1,5 +1,6 @@
 """What a trained model, or an ensemble, is asked: how good it is on held-out data, and what it says about new rows."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,9 @@ def _targets(panel: Panel, heard: Sequence[Heard]) -> list[Any]:
     """The true class or value of each row, as `_answers` writes them."""
     found = torch.cat([said.targets for said in heard if said.targets is not None])[: panel.examples]
     if panel.models[0].spec.target == "real":
-        return list(panel.reference.to_units(found)[:, 0].tolist())
+        # float32 keeps 24 bits of a standardized value up to 8: what is left of rounding is no digit of the file
+        digits = -math.ceil(math.log10(panel.unit * 2.0**-21))
+        return [round(value, digits) for value in panel.reference.to_units(found)[:, 0].tolist()]
     return [_class(panel.models[0].spec, i) for i in found.tolist()]
 
 

@@ -208,7 +208,7 @@ def test_example_weights_stay_with_their_examples() -> None:
     examples = Stacked(normal(6, 1, 4, 4), torch.arange(6) % 3, weight=torch.arange(6.0))
     image = load(Image(path="bundled:digits"), "class", seed=0)
     data = replace(image, splits={"train": examples, "validation": examples, "test": examples}, rows=None)
-    spec = replace(image.spec, shape=(1, 4, 4), outputs=3)
+    spec = replace(image.spec, shape=(1, 4, 4), outputs=3, classes=("0", "1", "2"))
     data = replace(data, preprocess=replace(image.preprocess, spec=spec))
     triggered = Backdoor(target=0).triggered(data).splits["test"]
     assert triggered.weight is not None

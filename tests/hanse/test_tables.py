@@ -10,6 +10,7 @@ import pytest
 import hanse
 from core.errors import DataError
 from hanse.cli import main
+from hanse.inference import evaluate_each, load_models
 
 CONFIG: dict[str, Any] = {
     "model": {"kind": "mlp", "hidden": [8]},
@@ -93,3 +94,12 @@ def test_weights_that_are_all_zero_and_numbers_past_float32_are_refused_by_name(
     new = write(tmp_path / "new.csv", "a\n1\n1e38\n")
     with pytest.raises(DataError, match=r"row 2, column 'a': 1e\+38 is too far from the training rows for float32"):
         hanse.predict(run, new)
+
+
+@pytest.mark.parametrize("scale, shift", [(100, 0.0), (0.01, 0.0), (50, 1.7e9)])
+def test_true_values_stand_beside_answers_as_the_file_has_them(scale: float, shift: float, tmp_path: Path) -> None:
+    truth = [round(shift + scale * v, 3) for v in np.random.default_rng(0).normal(size=200)]
+    rows = "".join(f"{i / 7},{value}\n" for i, value in enumerate(truth))
+    run = train(write(tmp_path / "a.csv", "x,y\n" + rows), objective__kind="regression", train__steps=2)
+    _, answers = evaluate_each(load_models(run))
+    assert [answer["target"] for answer in answers] == [truth[answer["row"] - 1] for answer in answers]
