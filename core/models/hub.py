@@ -3,24 +3,30 @@
 Differences in layout: here, as in GPT-2, queries, keys and values are one matrix; GPT-2 stores its matrices transposed.
 """
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.data.spec import Spec
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError, DataError, blamed
 from core.models.gpt import GPT
+from core.models.hub_config import Fields, gpt2_of, llama_of
+from core.storage.read import read_json
+from core.storage.tensors import Shapes, read_shapes, read_tensors, require_shapes
 
 Weights = dict[str, Tensor]
 
+PREFIX, HEAD = "transformer.", "lm_head.weight"
+# Masks and frequencies that older versions saved: no weights, and the same for every model of a shape.
+CONSTANTS = re.compile(
+    r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
+
 LLAMA = {"positions": "rope", "norm": "rmsnorm", "activation": "swiglu"}
 GPT2 = {"positions": "learned", "norm": "layernorm", "bias": True}
-GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 # our names of a block's matrices -> Llama's; queries, keys and values apart
 LLAMA_BLOCK = {
@@ -62,25 +68,25 @@ def to_hugging_face(network: nn.Module, config: GPT, spec: Spec) -> tuple[dict[s
 def from_hugging_face(directory: str | Path) -> tuple[GPT, Spec, Weights]:
     """Config, spec (its context is the model's) and state dict (float32) of a model directory.
 
-    Raises DataError if a file is missing or damaged, or the model is of another architecture.
+    Raises DataError, which names the key or the tensor, if a file is missing or damaged, or holds anything that a model
+    of ours does not have: nothing is left out in silence.
     """
     directory = Path(directory)
-    found = _read_json(directory / "config.json")
-    readers = {"llama": (_llama_of, _from_llama), "gpt2": (_gpt2_of, _from_gpt2)}
+    file = directory / "config.json"
+    found = read_json(file, "a Hugging Face model directory holds it")
+    readers = {"llama": (llama_of, _from_llama), "gpt2": (gpt2_of, _from_gpt2)}
     kind = found.get("model_type")
-    if kind not in readers:
-        raise DataError(f"{directory / 'config.json'}: model_type {kind} cannot be read; {' and '.join(readers)} can")
+    if not isinstance(kind, str) or kind not in readers:
+        raise DataError(f"{file}: model_type {kind} cannot be read; {' and '.join(readers)} can")
     config_of, convert = readers[kind]
-    try:
-        config, context = config_of(found)
-        spec = Spec("text", (context,), found["vocab_size"], "token")
-        weights = convert(_read_tensors(directory), config)
-    except KeyError as error:
-        raise DataError(f"{directory}: {error.args[0]} is missing; the directory is not a whole {kind} model") from None
-    except ValueError as error:  # also ours, from the checks of GPT
-        raise DataError(f"{directory}: {error}") from None
-    _check_shapes(directory, config, spec, weights)
-    return config, spec, weights
+    with blamed(DataError, str(file), "not a whole model"):
+        config, context, vocabulary = config_of(Fields(found, str(file)))
+        spec = Spec("text", (context,), vocabulary, "token")
+        with torch.device("meta"):
+            outline = config.build(spec)
+    _, wanted = to_hugging_face(outline, config, spec)
+    tensors = _read_tensors(directory, {name: tuple(t.shape) for name, t in wanted.items()}, config.tie)
+    return config, spec, convert(tensors, config)
 
 
 # --- Llama ---------------------------------------------------------------------------------------------------------
@@ -108,28 +114,6 @@ def _llama_config(config: GPT, spec: Spec) -> dict[str, Any]:
         "dtype": "float32",
         **_no_special_tokens(),
     }
-
-
-def _llama_of(found: dict[str, Any]) -> tuple[GPT, int]:
-    width, heads = found["hidden_size"], found["num_attention_heads"]
-    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
-    bias = bool(found.get("attention_bias", False))
-    _require(found.get("hidden_act", "silu"), "silu", "hidden_act")
-    _require(rope.get("rope_type", rope.get("type", "default")), "default", "rope_type")
-    _require(found.get("head_dim") or width // heads, width // heads, "head_dim")
-    _require(bool(found.get("mlp_bias", False)), bias, "mlp_bias")
-    config = GPT(
-        width=width,
-        layers=found["num_hidden_layers"],
-        heads=heads,
-        kv_heads=found.get("num_key_value_heads"),
-        hidden=found["intermediate_size"],
-        tie=bool(found.get("tie_word_embeddings", False)),
-        bias=bias,
-        rope_theta=float(rope.get("rope_theta", found.get("rope_theta", 10000.0))),
-        norm_eps=float(found.get("rms_norm_eps", 1e-6)),
-    )
-    return config, found.get("max_position_embeddings", 2048)
 
 
 def _to_llama(weights: Weights, config: GPT) -> Weights:
@@ -187,27 +171,6 @@ def _gpt2_config(config: GPT, spec: Spec) -> dict[str, Any]:
     }
 
 
-def _gpt2_of(found: dict[str, Any]) -> tuple[GPT, int]:
-    activation = found.get("activation_function", "gelu_new")
-    if activation not in GPT2_ACTIVATIONS:
-        raise ValueError(f"activation_function {activation} cannot be read; {', '.join(GPT2_ACTIVATIONS)} can")
-    _require(bool(found.get("scale_attn_weights", True)), True, "scale_attn_weights")
-    _require(bool(found.get("scale_attn_by_inverse_layer_idx", False)), False, "scale_attn_by_inverse_layer_idx")
-    config = GPT(
-        width=found["n_embd"],
-        layers=found["n_layer"],
-        heads=found["n_head"],
-        hidden=found.get("n_inner"),
-        positions="learned",
-        norm="layernorm",
-        activation="gelu_tanh" if GPT2_ACTIVATIONS[activation] == "gelu_tanh" else "gelu",
-        tie=bool(found.get("tie_word_embeddings", True)),
-        bias=True,
-        norm_eps=float(found.get("layer_norm_epsilon", 1e-5)),
-    )
-    return config, found["n_positions"]
-
-
 def _gpt2_names(config: GPT) -> dict[str, str]:
     """Our names of all tensors but the head -> GPT-2's."""
     names = {"embedding.weight": "wte.weight", "positions.weight": "wpe.weight"}
@@ -224,16 +187,14 @@ def _turn(name: str, tensor: Tensor) -> Tensor:
 
 
 def _to_gpt2(weights: Weights, config: GPT) -> Weights:
-    out = {f"transformer.{theirs}": _turn(ours, weights[ours]) for ours, theirs in _gpt2_names(config).items()}
+    out = {PREFIX + theirs: _turn(ours, weights[ours]) for ours, theirs in _gpt2_names(config).items()}
     if not config.tie:
         out["lm_head.weight"] = weights["head.weight"]
     return out
 
 
 def _from_gpt2(found: Weights, config: GPT) -> Weights:
-    # the original GPT-2 files leave the prefix out
-    prefix = "transformer." if "transformer.wte.weight" in found else ""
-    weights = {ours: _turn(ours, found[prefix + theirs]) for ours, theirs in _gpt2_names(config).items()}
+    weights = {ours: _turn(ours, found[PREFIX + theirs]) for ours, theirs in _gpt2_names(config).items()}
     if not config.tie:
         weights["head.weight"] = found["lm_head.weight"]
     return weights
@@ -247,46 +208,42 @@ def _no_special_tokens() -> dict[str, None]:
     return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def _require(value: object, wanted: object, name: str) -> None:
-    if value != wanted:
-        raise ValueError(f"{name} {value} cannot be read, only {wanted}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; a Hugging Face model directory holds a config.json") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: holds a {type(found).__name__}, not an object")
-    return found
-
-
-def _read_tensors(directory: Path) -> Weights:
-    """All tensors in float32, from model.safetensors or from the files that its index names."""
-    index = directory / "model.safetensors.index.json"
-    files = ["model.safetensors"]
+def _files(directory: Path) -> list[Path]:
+    """model.safetensors, or the files that its index names."""
+    index, names = directory / "model.safetensors.index.json", ["model.safetensors"]
     if index.exists():
-        files = sorted(set(_read_json(index)["weight_map"].values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise DataError(f"{index}: weight_map should name a file for each tensor")
+        names = sorted({Path(name).name for name in places.values()})  # an index does not lead out of its directory
+    for name in names:
+        if not (directory / name).is_file():
+            raise DataError(f"{directory}: {name} is missing; only safetensors are read (pickled weights can run code)")
+    return [directory / name for name in names]
+
+
+def _read_tensors(directory: Path, wanted: Shapes, tie: bool) -> Weights:
+    """Exactly the wanted tensors, in float32. Their names and shapes are compared before any is read."""
+    files, is_short = _files(directory), False
+    found: Shapes = {}
+    for file in files:
+        found |= read_shapes(file)
+    if "wte.weight" in found:  # the original GPT-2 files leave the prefix out
+        is_short = True
+        wanted = {name.removeprefix(PREFIX): shape for name, shape in wanted.items()}
+    known = {name: shape for name, shape in found.items() if not CONSTANTS.fullmatch(name)}
+    if tie:
+        known.pop(HEAD, None)
+    require_shapes(known, wanted, directory)
     tensors: Weights = {}
     for file in files:
-        path = directory / Path(file).name  # an index does not lead out of its directory
-        if not path.exists():
-            raise ValueError(f"{path.name} is missing; only safetensors are read (pickled weights can run code)")
-        try:
-            tensors |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path.name} is damaged: {error}") from None
-    return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def _check_shapes(directory: Path, config: GPT, spec: Spec, weights: Weights) -> None:
-    with torch.device("meta"):
-        wanted = config.build(spec).state_dict()
-    for name, tensor in wanted.items():
-        if weights[name].shape != tensor.shape:
-            raise DataError(
-                f"{directory}: {name} has shape {list(weights[name].shape)}, config.json says {list(tensor.shape)}"
-            )
+        tensors |= read_tensors(file)
+    for name in wanted:
+        if not tensors[name].is_floating_point():
+            raise DataError(f"{directory}: {name} holds {tensors[name].dtype}, not floating point numbers")
+    embedding = next(name for name in wanted if name.endswith(("embed_tokens.weight", "wte.weight")))
+    if tie and HEAD in tensors and not torch.equal(tensors[HEAD], tensors[embedding]):
+        raise DataError(
+            f"{directory}: tie_word_embeddings is true, but {HEAD} is not {embedding}; set it to false in config.json"
+        )
+    return {f"{PREFIX}{name}" if is_short and name != HEAD else name: tensors[name].float() for name in wanted}

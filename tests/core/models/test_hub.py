@@ -1,6 +1,7 @@
 """Hugging Face directories in and out, against `transformers`: random weights, equal logits, both directions."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from core.data.spec import Spec
 from core.errors import ConfigError, DataError
 from core.models import GPT
 from core.models.hub import from_hugging_face, to_hugging_face
+from core.models.hub_config import IGNORED
 
 SPEC = Spec("text", (16,), 23, "token")
 GPT2_SHAPE = {"positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "bias": True}
@@ -159,8 +161,11 @@ def test_a_mixture_without_a_hugging_face_shape_is_refused(change: dict[str, Any
         ({"head_dim": 64}, "head_dim 64"),
         ({"mlp_bias": True}, "mlp_bias True"),
         ({"num_attention_heads": 5, "head_dim": None}, "heads must divide width"),
-        ({"hidden_size": 64, "head_dim": None}, r"embedding.weight has shape \[23, 32\], config.json says \[23, 64\]"),
-        ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+        (
+            {"hidden_size": 64, "head_dim": None},
+            r"embed_tokens.weight has shape \[23, 32\], config.json says \[23, 64\]",
+        ),
+        ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
     ],
 )
 def test_an_unsupported_model_is_refused_in_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -186,5 +191,113 @@ def test_a_damaged_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only safetensors"):
         from_hugging_face(directory)
     (directory / "config.json").write_text("{")
-    with pytest.raises(DataError, match="not readable as JSON"):
+    with pytest.raises(DataError, match="not whole JSON"):
         from_hugging_face(directory)
+
+
+def altered(directory: Path, name: str, change: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
+    """A model as we write it, with other keys in its config, and more tensors."""
+    network = random_network(EVERY[name])
+    config, weights = to_hugging_face(network, EVERY[name], SPEC)
+    return write(directory, {**config, **change}, {**weights, **(tensors or {})})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sliding_window": 8},
+        {"quantization_config": {"bits": 4}},
+        {"num_local_experts": 8},
+        {"attention_multiplier": 0.5},
+        {"qk_norm": True},
+        {"pretraining_tp": 2},
+        {"rope_scaling": {"factor": 2.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"logit_softcapping": 30.0},
+    ],
+)
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_key_that_is_not_understood_is_refused_by_name(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    (key,) = change
+    with pytest.raises(DataError, match=rf"config\.json: .*({key}|partial_rotary_factor|factor)"):
+        from_hugging_face(altered(tmp_path, name, change))
+
+
+def test_keys_that_move_no_logit_or_are_off_are_passed_over(tmp_path: Path) -> None:
+    off = {"sliding_window": None, "use_sliding_window": False, "quantization_config": {}}
+    other = {"task_specific_params": {"x": 1}, "attention_dropout": 0.1, "torch_dtype": "bfloat16", "temperature": 0.6}
+    change = {**off, **other}
+    _, _, weights = from_hugging_face(altered(tmp_path, "llama-untied", change))
+    assert torch.equal(weights["head.weight"], random_network(EVERY["llama-untied"]).state_dict()["head.weight"])
+
+
+HOSTILE: list[Any] = [
+    "x", "", True, -1, 0, 2.5, 1e400, float("nan"), 2**31, 2**63, 10**400, [], [1], {"a": 1}, "\0", None, "32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_any_value_of_any_key_is_read_or_refused_with_the_key(name: str, tmp_path: Path) -> None:
+    directory = altered(tmp_path, name, {})
+    content = json.loads((directory / "config.json").read_text())
+    said = []
+    for key in content:
+        for value in random.Random(key).sample(HOSTILE, 5) if key not in IGNORED else ():
+            (directory / "config.json").write_text(json.dumps({**content, key: value}))
+            try:
+                from_hugging_face(directory)
+            except DataError as error:
+                said.append(str(error))
+    assert len(said) > 30
+    assert all("\n" not in message and str(directory) in message for message in said)
+
+
+@pytest.mark.parametrize(
+    "name, tensor",
+    [
+        ("llama-tied", "model.layers.0.self_attn.q_norm.weight"),
+        ("llama-tied", "model.layers.1.self_attn.q_proj.bias"),
+        ("llama-bias", "model.layers.0.self_attn.sinks"),
+        ("llama-untied", "model.layers.2.input_layernorm.weight"),
+        ("gpt2", "transformer.h.0.crossattention.c_attn.weight"),
+        ("gpt2", "score.weight"),
+    ],
+)
+def test_a_tensor_that_a_model_of_ours_does_not_have_is_refused_by_name(name: str, tensor: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"holds {tensor}, which"):
+        from_hugging_face(altered(tmp_path, name, {}, {tensor: torch.zeros(8)}))
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_tied_config_beside_another_head_is_refused(name: str, tmp_path: Path) -> None:
+    head = random_network(EVERY[name]).state_dict()["embedding.weight"]
+    from_hugging_face(altered(tmp_path, name, {}, {"lm_head.weight": head.clone()}))
+    with pytest.raises(DataError, match=r"tie_word_embeddings is true, but lm_head\.weight is not"):
+        from_hugging_face(altered(tmp_path, name, {}, {"lm_head.weight": head + 1e-3}))
+
+
+def test_numbers_that_are_no_floats_are_refused(tmp_path: Path) -> None:
+    network = random_network(EVERY["llama-tied"])
+    config, weights = to_hugging_face(network, EVERY["llama-tied"], SPEC)
+    write(tmp_path, config, {name: tensor.to(torch.int8) for name, tensor in weights.items()})
+    with pytest.raises(DataError, match=r"holds torch\.int8"):
+        from_hugging_face(tmp_path)
+
+
+def test_original_gpt2_files_are_read_without_their_prefix_and_with_their_masks(tmp_path: Path) -> None:
+    network = random_network(EVERY["gpt2"])
+    config, weights = to_hugging_face(network, EVERY["gpt2"], SPEC)
+    short = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16) for layer in range(2)}
+    write(tmp_path, config, {**short, **masks})
+    _, _, found = from_hugging_face(tmp_path)
+    assert all(torch.equal(found[key], tensor) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("map_", [None, [], {"a": 1}, {"a": "/dev/zero"}, {"a": "../../x"}, "x"])
+def test_a_damaged_index_is_refused(map_: Any, tmp_path: Path) -> None:
+    altered(tmp_path, "llama-tied", {})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": map_}))
+    with pytest.raises(DataError):
+        from_hugging_face(tmp_path)
