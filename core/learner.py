@@ -29,7 +29,8 @@ from core.task import Task
 class Progress:
     """`step` counts finished steps; `best` is the best evaluation so far, `bad_evaluations` those since.
 
-    `unmeasured` counts evaluations in which the deciding metric was not defined.
+    `unmeasured` counts evaluations in which the deciding metric was not defined; `dropped_examples`, with privacy,
+    examples whose gradient was not finite, which counted as zero.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class Progress:
     best_step: int | None = None
     bad_evaluations: int = 0
     unmeasured: int = 0
+    dropped_examples: int = 0
 
     def judge(self, value: float, metric: str) -> bool:
         """Records an evaluation; whether it is the best so far. One that could not be measured (NaN) is no bad one."""

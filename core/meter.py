@@ -47,6 +47,8 @@ class Meter:
             "memory_bytes": memory_bytes(self.runtime.device),
             "time": round(time.time(), 3),
         }
+        if learner.progress.dropped_examples:
+            record["dropped_examples"] = learner.progress.dropped_examples
         if norm is not None:
             record["grad_norm"] = norm.item()
             if train.clip is not None:

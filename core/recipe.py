@@ -148,6 +148,11 @@ class Recipe:
             return self.build(spec)
 
 
+def has_batch_norm(recipe: Recipe) -> bool:
+    """Whether the model normalizes by statistics of a batch, so that the examples of a batch act on each other."""
+    return getattr(recipe.model, "norm", None) == "batch"
+
+
 @dataclass(frozen=True)
 class Elastic:
     """A worker count that may change while the run goes on, with the same numbers."""

@@ -7,13 +7,10 @@ from collections.abc import Callable
 
 from core.data import Image, Text
 from core.errors import ConfigError
-from core.recipe import Elastic, Training, TrainRun
+from core.recipe import Elastic, Recipe, Training, TrainRun, has_batch_norm
 
 Row = tuple[str, Callable[[TrainRun], bool], str]
-
-
-def _norm(run: TrainRun) -> str:
-    return str(getattr(run.recipe.model, "norm", ""))
+RecipeRow = tuple[str, Callable[[Recipe], bool], str]
 
 
 def _mixes(data: Image) -> bool:
@@ -26,17 +23,41 @@ def _divide(workers: int | Elastic, train: Training) -> bool:
     return all(train.shards % max(1, count) == 0 for count in range(least, most + 1))
 
 
+# What concerns the recipe alone, wherever it trains: here, in a repeat, at a federation's clients
+RECIPE_ROWS: tuple[RecipeRow, ...] = (
+    (
+        "batch norm with accumulation",
+        lambda recipe: recipe.train.micro_batches(1) > 1 and has_batch_norm(recipe),
+        "model.norm: batch statistics depend on how a batch is split; use model.norm=group, or train.accumulate=1 and "
+        "train.shards=1",
+    ),
+    (
+        "batch norm with privacy",
+        lambda recipe: recipe.privacy is not None and has_batch_norm(recipe),
+        "model.norm: batch statistics let every example act on the gradients of the others; use model.norm=group",
+    ),
+    (
+        "privacy with mixup",
+        lambda recipe: recipe.privacy is not None and isinstance(recipe.data, Image) and _mixes(recipe.data),
+        "data.augment.mixup: puts each example into the gradients of two rows, past its bound; set it to 0",
+    ),
+    (
+        "privacy in fp16",
+        lambda recipe: recipe.privacy is not None and recipe.train.precision == "fp16",
+        "train.precision: fp16 scales gradients, and clipping must see their true size; use bf16 or fp32",
+    ),
+    (
+        "privacy with compilation",
+        lambda recipe: recipe.privacy is not None and recipe.train.compile is True,
+        "train.compile: gradients of single examples are not compiled; use train.compile=false",
+    ),
+)
+
 ROWS: tuple[Row, ...] = (
     (
         "batch norm on several workers",
-        lambda run: run.repeat is None and run.workers not in (0, 1) and _norm(run) == "batch",
+        lambda run: run.repeat is None and run.workers not in (0, 1) and has_batch_norm(run.recipe),
         "model.norm: batch statistics depend on how a batch is split over workers; use model.norm=group, or workers=0",
-    ),
-    (
-        "batch norm with accumulation",
-        lambda run: run.recipe.train.micro_batches(1) > 1 and _norm(run) == "batch",
-        "model.norm: batch statistics depend on how a batch is split; use model.norm=group, or train.accumulate=1 and "
-        "train.shards=1",
     ),
     (
         "a repeat with FSDP",
@@ -92,16 +113,6 @@ ROWS: tuple[Row, ...] = (
         "workers: every number of workers that there may be must divide train.shards; use workers=N with such an N",
     ),
     (
-        "batch norm with privacy",
-        lambda run: run.recipe.privacy is not None and _norm(run) == "batch",
-        "model.norm: batch statistics let every example act on the gradients of the others; use model.norm=group",
-    ),
-    (
-        "privacy with mixup",
-        lambda run: run.recipe.privacy is not None and isinstance(run.recipe.data, Image) and _mixes(run.recipe.data),
-        "data.augment.mixup: puts each example into the gradients of two rows, past its bound; set it to 0",
-    ),
-    (
         "privacy on several workers",
         lambda run: run.recipe.privacy is not None and run.repeat is None and run.workers not in (0, 1),
         "privacy: noise must be added once for all workers, which they do not yet agree on; use workers=0",
@@ -112,16 +123,6 @@ ROWS: tuple[Row, ...] = (
         "train.shards: with privacy a run stays in one process, so they change nothing; set train.shards=1",
     ),
     (
-        "privacy in fp16",
-        lambda run: run.recipe.privacy is not None and run.recipe.train.precision == "fp16",
-        "train.precision: fp16 scales gradients, and clipping must see their true size; use bf16 or fp32",
-    ),
-    (
-        "privacy with compilation",
-        lambda run: run.recipe.privacy is not None and run.recipe.train.compile is True,
-        "train.compile: gradients of single examples are not compiled; use train.compile=false",
-    ),
-    (
         "an address without workers",
         lambda run: run.address is not None and run.workers == 0,
         "address: workers is 0, so the run stays in this process; set workers=N to train on that cluster",
@@ -129,8 +130,16 @@ ROWS: tuple[Row, ...] = (
 )
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Raises ConfigError for the first row of `RECIPE_ROWS` that applies."""
+    for _, applies, message in RECIPE_ROWS:
+        if applies(recipe):
+            raise ConfigError(message)
+
+
 def check(run: TrainRun) -> None:
-    """Raises ConfigError for the first row that applies."""
+    """Raises ConfigError for the first row that applies, of the recipe or of the run."""
+    check_recipe(run.recipe)
     for _, applies, message in ROWS:
         if applies(run):
             raise ConfigError(message)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from core import health
-from core.data import Shard
-from core.errors import ConfigError
+from core.data import Shard, Spec
+from core.errors import ConfigError, HanseError
+from core.estimate import example_batch
 from core.learner import Learner, Progress, Saver, capture, resume, start
 from core.meter import Meter, StopWatch
 from core.metrics import Metrics, State
@@ -24,7 +25,7 @@ from core.optim import set_lr
 from core.ordered import pairwise
 from core.precision import FULL, Precision
 from core.privacy.gradient import noise_like, private_gradient
-from core.recipe import Recipe, Training
+from core.recipe import Recipe, Training, has_batch_norm
 from core.runtime import LOCAL, Record, Runtime
 from core.sharding import whole
 from core.task import Batch, Task, cut, split
@@ -72,6 +73,7 @@ def fit(
     recipe = recipe.over(shard.sizes["train"])
     train = recipe.train
     judges = require_validation(shard, train)
+    require_batches(recipe, shard.spec, shard.rows(train))
     learner = learner or start(recipe, shard.spec, weights, runtime)
     progress = learner.progress
     saves = runtime.any(checkpoints is not None)
@@ -185,7 +187,8 @@ def _private(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Run
     assert runtime.world == 1 and learner.precision.scaler is None, "core.support refuses the rest"
     named = [(name, p) for name, p in learner.task.named_parameters() if p.requires_grad]
     with learner.precision.autocast():
-        sums, losses = private_gradient(learner.task, named, micros, privacy.clip)
+        sums, losses, counts = private_gradient(learner.task, named, micros, privacy.clip)
+    learner.progress.dropped_examples += int((~counts).sum())
     for name, parameter in named:
         noise = noise_like(parameter, privacy, recipe.seed, learner.progress.step, name)
         parameter.grad = (sums[name] + noise.detach()) / size
@@ -300,6 +303,21 @@ def require_validation(shard: Shard, train: Training) -> bool:
     if train.patience is not None or train.keep == "best":
         raise ConfigError("data.split.validation: is empty, and train.patience or train.keep decides by it; raise it")
     return False
+
+
+def require_batches(recipe: Recipe, spec: Spec, rows: int, who: str = "train.batch_size") -> None:
+    """ConfigError if batches of so few rows have no batch statistics: one row with one value for each channel."""
+    if rows > 1 or not has_batch_norm(recipe):
+        return
+    try:
+        recipe.outline(spec).train()(example_batch(spec, rows))
+    except HanseError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"{who}: a batch of one row has no batch statistics where each channel has one value; use "
+            "model.norm=group, or larger batches"
+        ) from error
 
 
 def how_ended(progress: Progress, train: Training) -> Ended | None:

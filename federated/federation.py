@@ -17,6 +17,7 @@ from core.population.cohort import executor_for, require_stackable
 from core.population.frame import Frame
 from core.runtime import Runtime, choose_device
 from core.task import Task
+from core.train import require_batches
 from federated import support
 from federated.clients import Clients, PartitionedClients
 from federated.clock.schedule import Asynchronous, Schedule
@@ -50,6 +51,8 @@ class Federation:
         partition, data = deal(run)
         require_memory(run.recipe, data.spec)
         clients = PartitionedClients(data, partition, run.evaluate.held_out, run.recipe.seed)
+        rows, smallest = (int(found) for found in clients.sizes.min(dim=0))
+        require_batches(run.recipe, data.spec, min(rows, run.recipe.train.batch_size), f"clients: client {smallest}")
         return cls(run, clients, data, weights, partition)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ A row is (name, whether it applies, the message); a test walks every row.
 from collections.abc import Callable
 
 from core.errors import ConfigError
+from core.recipe import has_batch_norm
+from core.support import check_recipe
 from federated.exchange import collects
 from federated.run import FederateRun
 from federated.strategies.theirs import Theirs
@@ -67,7 +69,7 @@ ROWS: tuple[Row, ...] = (
     (
         "batch statistics that a server's learning rate scales",
         lambda run: (
-            _has_batch_norm(run)
+            has_batch_norm(run.recipe)
             and getattr(run.strategy, "scales_buffers", False)
             and getattr(run.strategy, "server_lr", 1.0) != 1.0
         ),
@@ -76,19 +78,19 @@ ROWS: tuple[Row, ...] = (
     ),
     (
         "batch statistics of an asynchronous strategy",
-        lambda run: _has_batch_norm(run) and run.is_asynchronous,
+        lambda run: has_batch_norm(run.recipe) and run.is_asynchronous,
         "strategy.kind: an asynchronous server adds up changes from statistics that are not its own any more, and a "
         "variance may fall below 0; use model.norm=group, or a strategy that waits for its cohort",
     ),
     (
         "batch statistics with centered clipping",
-        lambda run: _has_batch_norm(run) and run.strategy.kind == "centered_clipping",
+        lambda run: has_batch_norm(run.recipe) and run.strategy.kind == "centered_clipping",
         "strategy.kind: centered_clipping goes on where the last round went, and a variance may fall below 0; use "
         "model.norm=group, or another robust rule",
     ),
     (
         "batch statistics with an optimizer of Flower's at the server",
-        lambda run: _has_batch_norm(run) and isinstance(run.strategy, Theirs) and run.strategy.name in LEARNING,
+        lambda run: has_batch_norm(run.recipe) and isinstance(run.strategy, Theirs) and run.strategy.name in LEARNING,
         "strategy.name: Flower's server optimizers move batch statistics as if they were learned, and a variance may "
         "fall below 0; use the strategy of ours (fedavgm, fedadagrad, fedadam, fedyogi), or model.norm=group",
     ),
@@ -150,17 +152,14 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def _has_batch_norm(run: FederateRun) -> bool:
-    return getattr(run.recipe.model, "norm", "") == "batch"
-
-
 def _is_lossy(transform: TransformConfig) -> bool:
     return not getattr(transform, "error_feedback", True)
 
 
 def check(run: FederateRun) -> None:
-    """Raises ConfigError for the first row that applies, a senseless order of transforms, or an optimizer for which the
-    strategy's formulas do not hold."""
+    """Raises ConfigError for what core refuses of the recipe, for the first row that applies, for a senseless order of
+    transforms, or for an optimizer for which the strategy's formulas do not hold."""
+    check_recipe(run.recipe)
     for _, applies, message in ROWS:
         if applies(run):
             raise ConfigError(message)

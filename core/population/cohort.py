@@ -23,7 +23,7 @@ from core.optim import Constant
 from core.population.choose import require_rules
 from core.population.feed import BLOCK_STEPS, Feed
 from core.population.frame import Frame
-from core.population.member import Member
+from core.population.member import Member, filled_rows
 from core.population.population import Population
 from core.recipe import Recipe
 from core.runtime import LOCAL, Runtime
@@ -86,9 +86,19 @@ class Cohort:
 
     def train(self, weights: Tensor, jobs: Sequence[Job], factor: float = 1.0) -> list[Trained]:
         """Trains each job from `weights` [D]; `factor` on the learning rate. All jobs have the same kinds of pull."""
-        if self.executor == "vmap" and len(jobs) > 1:
-            return self._together(weights, jobs, factor)
-        return [self._alone(weights, job, factor) for job in jobs]
+        if self.executor == "loop":
+            return [self._alone(weights, job, factor) for job in jobs]
+        stacks: dict[int | None, list[int]] = {}  # the places of jobs that can be rows of one population
+        for place, job in enumerate(jobs):
+            stacks.setdefault(filled_rows(self.recipe, job.shard), []).append(place)
+        trained: dict[int, Trained] = {}
+        for places in stacks.values():
+            stack = [jobs[place] for place in places]
+            some = (
+                self._together(weights, stack, factor) if len(stack) > 1 else [self._alone(weights, stack[0], factor)]
+            )
+            trained |= zip(places, some, strict=True)
+        return [trained[place] for place in range(len(jobs))]
 
     # --- one after the other ---------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from core.recipe import Training
 from core.runtime import LOCAL, Record, Runtime
 from core.storage.checkpoint import Snapshot
 from core.task import Batch
-from core.train import Ended, Result, due, how_ended, judge, require_validation, validate
+from core.train import Ended, Result, due, how_ended, judge, require_batches, require_validation, validate
 
 
 def fit_together(
@@ -58,6 +58,8 @@ class Lockstep:
     def __init__(self, members: Sequence[Member], runtime: Runtime, finished: Finished = ignore) -> None:
         self.runtime, self.finished, self.began = runtime, finished, time.perf_counter()
         self.judges = {m.name: require_validation(m.shard, m.recipe.train) for m in members}
+        for member in members:
+            require_batches(member.recipe, member.shard.spec, member.shard.rows(member.recipe.train))
         self.population = Population(members, runtime)
         self.feed = Feed(members, runtime.device, self.population.is_noisy)
         self.progress = {member.name: Progress() for member in members}
@@ -78,6 +80,8 @@ class Lockstep:
         moved = self.population.step(batch, self._active(), measure=bool(logs))
         gone = {} if moved.moved is None else self._lost(moved, batch)
         self.step += 1
+        for name, row in self.at.items() if self.population.dropped_examples else ():
+            self.progress[name].dropped_examples += self.population.dropped_examples[row]
         if logs:
             self._report([members[self.at[name]] for name in logs if name not in gone], moved)
         began = time.perf_counter()
@@ -218,6 +222,8 @@ class Lockstep:
                 "memory_bytes": memory,
                 "time": at,
             }
+            if self.progress[member.name].dropped_examples:
+                record["dropped_examples"] = self.progress[member.name].dropped_examples
             if norms is not None:
                 record["grad_norm"] = norms[row]
             if step > 1:

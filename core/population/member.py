@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.data import Shard
 from core.errors import WorkerError
-from core.recipe import Recipe
+from core.recipe import Recipe, has_batch_norm
 from core.train import Result
 
 
@@ -71,8 +71,6 @@ class Signature:
         """Two members with equal signatures can be rows of one population."""
         recipe, train = member.recipe, member.recipe.train
         optimizer = recipe.optimizer
-        normed = getattr(recipe.model, "norm", None) == "batch"
-        shape = member.shard.rows(train) if normed else train.batch_size  # fill counts in batch statistics
         return cls(
             (
                 _without(recipe.model, dropout=0.0),
@@ -84,13 +82,21 @@ class Signature:
                 getattr(optimizer, "momentum", 0.0) > 0,
                 recipe.freeze,
                 recipe.privacy is None,
-                shape,
+                train.batch_size if filled_rows(recipe, member.shard) is None else member.shard.rows(train),
                 train.accumulate,
                 train.precision,
                 train.compile,
                 train.log_every,
             )
         )
+
+
+def filled_rows(recipe: Recipe, shard: Shard) -> int | None:
+    """The number of rows in each batch, where members of one stack must share it; None if any numbers go together.
+
+    Shorter batches are filled up with rows of weight 0, which would count in batch statistics.
+    """
+    return shard.rows(recipe.train) if has_batch_norm(recipe) else None
 
 
 def _without(config: Any, **values: Any) -> Any:

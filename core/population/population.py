@@ -90,6 +90,7 @@ class Population:
         self._mirror: Task | None = None
         self._recording = Recording()
         self.pull: Pull | None = None
+        self.dropped_examples: list[int] = []  # with privacy, of each member in the last step
 
     def __len__(self) -> int:
         return len(self.members)
@@ -165,11 +166,14 @@ class Population:
         bounds = column([m.recipe.privacy.clip for m in self.members if m.recipe.privacy], self.rows)
         bounds = bounds.flatten() if isinstance(bounds, Tensor) else self.rows.new_full((len(self),), bounds)
         gradients, losses = torch.zeros_like(self.rows), self.rows.new_zeros(len(self))
+        dropped = torch.zeros(len(self), dtype=torch.int64, device=self.rows.device)
         with self.precision.autocast(), plain_attention():
             for micro in micros:
-                sums, each = vmap(self._clipped)(self.rows, self.fixed, self.buffers, micro, bounds)
+                sums, each, counts = vmap(self._clipped)(self.rows, self.fixed, self.buffers, micro, bounds)
                 gradients += sums
                 losses += each.sum(1)
+                dropped += (~counts).sum(1)
+        self.dropped_examples = dropped.tolist()
         sizes = torch.tensor([m.recipe.train.batch_size for m in self.members]).to(self.rows)
         for row, (member, step) in enumerate(zip(self.members, self.steps, strict=True)):
             assert member.recipe.privacy is not None, "members of one signature have it or have it not"
@@ -179,10 +183,10 @@ class Population:
 
     def _clipped(
         self, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch, clip: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One member's sum of clipped gradients [D] and its examples' losses [R]."""
-        sums, losses = clipped_sum(self.task, self.layout.split(row), {**fixed, **buffers}, batch, clip)
-        return torch.cat([sums[place.name].flatten() for place in self.layout.places]), losses
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One member's sum of clipped gradients [D], its examples' losses [R], and which of them count [R]."""
+        sums, losses, counts = clipped_sum(self.task, self.layout.split(row), {**fixed, **buffers}, batch, clip)
+        return torch.cat([sums[place.name].flatten() for place in self.layout.places]), losses, counts
 
     def _total_weight(self, micros: list[Batch]) -> Tensor:
         weigh = vmap(self.members[0].recipe.goal.weights)

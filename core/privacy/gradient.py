@@ -25,10 +25,13 @@ DRAWS = 4  # normal draws whose sum is one noise value: no single floating-point
 
 def clipped_sum(
     task: nn.Module, weights: Tensors, others: Tensors, batch: Batch, clip: Tensor | float
-) -> tuple[Tensors, Tensor]:
-    """(sum of the clipped gradients of all examples, by name of the weight; losses [R], each the example's own mean).
+) -> tuple[Tensors, Tensor, Tensor]:
+    """(sum of the clipped gradients of all examples, by name of the weight; losses [R], each the example's own mean;
+    [R] which examples count).
 
-    An example of weight w counts with the loss w times its mean, so rows of weight 0 have no part in the sum.
+    An example of weight w counts with the loss w times its mean, so rows of weight 0 have no part in the sum. One whose
+    gradient is not finite counts as zero, and its loss too: it cannot be clipped. The losses are taken in the precision
+    of the caller's autocast; norms, factors and the sum always in float32, else rounding would break the bound.
     """
 
     def loss(weights: Tensors, example: Batch) -> Tensor:
@@ -38,9 +41,20 @@ def clipped_sum(
         return mean
 
     gradients, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(weights, batch)
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
-    factors = (clip / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
-    return {name: torch.tensordot(factors, g, dims=1) for name, g in gradients.items()}, losses
+    with torch.autocast(losses.device.type, enabled=False):
+        each = {name: gradient.float() for name, gradient in gradients.items()}
+        norms = torch.stack([g.flatten(1).square().sum(1) for g in each.values()]).sum(0).sqrt()
+        counts = norms.isfinite() & losses.isfinite()
+        factors = (clip / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
+        factors = torch.where(counts, factors, 0.0)
+        # 0 * NaN is NaN, so what does not count is taken out before the sum too
+        sums = {name: torch.tensordot(factors, _only(g, counts), dims=1) for name, g in each.items()}
+        return sums, torch.where(counts, losses.float(), 0.0), counts
+
+
+def _only(gradient: Tensor, counts: Tensor) -> Tensor:
+    """The gradients [R, ...] of the examples that count, zeros in place of the others."""
+    return torch.where(counts.view(-1, *[1] * (gradient.ndim - 1)), gradient, 0.0)
 
 
 def noise_like(tensor: Tensor, privacy: ExamplePrivacy, *key: int | str) -> Tensor:
@@ -56,17 +70,18 @@ def noise_like(tensor: Tensor, privacy: ExamplePrivacy, *key: int | str) -> Tens
 
 def private_gradient(
     task: nn.Module, named: list[tuple[str, nn.Parameter]], batches: list[Batch], clip: float
-) -> tuple[Tensors, Tensor]:
-    """As `clipped_sum`, of an ordinary model over its micro-batches; the losses [R] of all of them."""
+) -> tuple[Tensors, Tensor, Tensor]:
+    """As `clipped_sum`, of an ordinary model over its micro-batches; losses and counts [R] of all of them."""
     weights = {name: parameter.detach() for name, parameter in named}
     totals: Tensors = {}
-    losses = []
+    losses, counts = [], []
     with plain_attention():
         for batch in batches:
-            sums, each = clipped_sum(task, weights, {}, batch, clip)
+            sums, each, which = clipped_sum(task, weights, {}, batch, clip)
             totals = {name: totals[name] + value if name in totals else value for name, value in sums.items()}
             losses.append(each)
-    return totals, torch.cat(losses)
+            counts.append(which)
+    return totals, torch.cat(losses), torch.cat(counts)
 
 
 def plain_attention() -> AbstractContextManager[Any]:

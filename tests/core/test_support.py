@@ -7,7 +7,7 @@ import pytest
 from core.config import apply, parse_run
 from core.errors import ConfigError
 from core.recipe import TrainRun
-from core.support import ROWS, check
+from core.support import RECIPE_ROWS, ROWS, check
 
 BASE = {"data": {"kind": "image"}, "model": {"kind": "mlp"}}
 REFUSED: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize("row", [*RECIPE_ROWS, *ROWS], ids=lambda row: row[0])
 def test_every_row_of_the_table_is_refused_by_its_example(row: tuple[str, Any, str]) -> None:
     name, _, message = row
     with pytest.raises(ConfigError) as caught:

@@ -95,6 +95,21 @@ def test_batch_statistics_are_averaged_like_weights() -> None:
     torch.testing.assert_close(served(found, local(found)), reference(found), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["fedavg", "ditto"])
+def test_clients_with_batch_norm_and_less_than_a_batch_train_as_rows_as_they_do_alone(kind: str) -> None:
+    model = {"kind": "cnn", "channels": [4], "norm": "batch", "hidden": 8}
+    evaluate = {"every": 1, "held_out": 0.2, "fine_tune_epochs": 1.0}
+    changes = {"model": model, "train": {"batch_size": 150}, "evaluate": evaluate, "strategy": {"kind": kind}}
+    records: dict[str, list[dict[str, Any]]] = {"loop": [], "vmap": []}
+    sets = [federation(**changes, backend=backend) for backend in records]
+    rows = sets[0].clients.sizes.clamp(max=150)
+    assert len(rows.unique()) > 4, "the clients' batches are of unequal sizes"
+    loop, vmap = (served(f, local(f), Watch(records[f.run.backend].append)) for f in sets)
+    torch.testing.assert_close(vmap, loop, rtol=0, atol=2e-5)
+    losses = [[r["loss"] for r in some if r.get("split") == "personal"] for some in records.values()]
+    assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold"])
 def test_a_servers_learning_rate_moves_what_is_learned_and_leaves_batch_statistics_to_their_mean(kind: str) -> None:
     changes = {"model": {"kind": "cnn", "channels": [4], "norm": "batch", "hidden": 8}, "rounds": 1}

@@ -32,6 +32,8 @@ rounds: 3
 evaluate: {every: 2}
 """
 SCAFFOLD = ["strategy.kind=scaffold", "transforms=[{kind: int8}]"]  # clients keep vectors of both
+IMAGES = ["data={kind: image}"]
+BATCH_NORM = [*IMAGES, "model={kind: resnet, norm: batch, width: 4, stages: 4}"]  # its last images have one pixel
 ASYNCHRONOUS = ["strategy={kind: fedbuff, buffer: 2, concurrency: 3}", "cohort=null", "devices={}"]
 
 
@@ -257,6 +259,11 @@ def test_init_starts_from_the_weights_of_another_run(file: str, tmp_path: Path) 
         (["train.shards=2"], "train.shards: each client trains in one process"),
         (["train.patience=3", "train.evaluate_every=1"], "train.patience: clients train for local_epochs and do not"),
         (["train.precision=fp16"], "train.precision: fp16 scales losses"),
+        (["train.epochs=3"], "train.epochs: clients train for local_epochs in each round"),
+        ([*BATCH_NORM, "privacy.clip=1"], "model.norm: batch statistics let every example act on the gradients"),
+        ([*BATCH_NORM, "train.accumulate=2"], "model.norm: batch statistics depend on how a batch is split"),
+        ([*IMAGES, "data.augment.mixup=0.2", "privacy.clip=1"], "data.augment.mixup: puts each example into the"),
+        ([*BATCH_NORM, "train.batch_size=1"], "clients: client 1: a batch of one row has no batch statistics where"),
         (["strategy.kind=fedbuff"], "cohort: an asynchronous server steps after strategy.buffer replies"),
         (["attack.kind=sign_flip", "attack.clients=[9]"], "attack.clients: there is no client 9; they are numbered"),
         (["devices.dropout=1"], "devices.dropout: must be in [0, 1), got 1.0"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.config import override, parse
 from core.data import Data, load
+from core.data.examples import Stacked
 from core.population import recorded
 from core.population.cohort import Cohort, Job, executor_for, require_stackable
 from core.population.feed import Feed
@@ -63,6 +64,24 @@ def test_a_cohort_gives_each_job_what_fit_gives_it(name: str, executor: Any) -> 
         result = fit(alone, job.shard, cohort.frame.named(weights))
         torch.testing.assert_close(one.vector, cohort.frame.vector(result.task), rtol=0, atol=3e-5)
         assert one.loss == pytest.approx(result.loss, abs=1e-5) and one.error is None
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet"])
+@pytest.mark.parametrize("norm", ["none", "group", "batch"])
+def test_loop_and_vmap_differ_by_rounding_whatever_the_norm_and_the_sizes(model: str, norm: str) -> None:
+    found = recipe(model, model__norm=norm)
+    data, _ = jobs_of(found, 1)
+    own_data, jobs = training(data, 0), list[Job]()
+    train = data.splits["train"]
+    assert isinstance(train, Stacked)
+    for i, size in enumerate((20, 3, 8, 5, 3, 2)):  # 8 rows are a whole batch
+        own = Stacked(train.inputs[i * 20 :][:size], train.targets[i * 20 :][:size])  # type: ignore[index]
+        jobs.append(Job(str(i), replace(own_data, splits={**own_data.splits, "train": own}).shard(), 3))
+    loop, vmap = (Cohort(found, data.spec, executor) for executor in ("loop", "vmap"))
+    weights = loop.frame.vector(loop.learner.task)
+    for one, other in zip(loop.train(weights, jobs), vmap.train(weights, jobs), strict=True):
+        moved = (one.vector - weights).norm()
+        assert (one.vector - other.vector).norm() < 1e-4 * moved
 
 
 @pytest.mark.parametrize("executor", ["loop", "vmap"])

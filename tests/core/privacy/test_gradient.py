@@ -1,5 +1,6 @@
 """Private gradients against one-by-one differentiation, and that the noise is what it says."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,14 +46,17 @@ def test_a_private_gradient_is_that_of_micro_batches_of_one(name: str, clip: flo
     batch = data_of(recipe).shard().batch(recipe.train, 0)
     batch["weight"] = batch["weight"] * torch.linspace(0.0, 2.0, len(batch["weight"]))  # one row has no weight
     expected = one_by_one(learner.task, batch, clip)
-    found, _ = private_gradient(learner.task, list(learner.task.named_parameters()), [batch], clip)
+    found, _, _ = private_gradient(learner.task, list(learner.task.named_parameters()), [batch], clip)
     for key, value in expected.items():
         assert torch.allclose(found[key], value, rtol=1e-4, atol=1e-6 * clip + 1e-7), key
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 6), clip=st.floats(0.01, 10.0), scale=st.floats(0.1, 1e4), seed=st.integers(0, 99))
-def test_no_example_moves_the_sum_by_more_than_the_bound(rows: int, clip: float, scale: float, seed: int) -> None:
+def test_no_example_moves_the_sum_by_more_than_the_bound(
+    dtype: torch.dtype, rows: int, clip: float, scale: float, seed: int
+) -> None:
     recipe = parse(Recipe, family("mlp"))
     task = recipe.build(data_of(recipe).spec)
     generator = torch.Generator().manual_seed(seed)
@@ -62,10 +66,32 @@ def test_no_example_moves_the_sum_by_more_than_the_bound(rows: int, clip: float,
         "weight": torch.ones(rows + 1),
     }
     weights = {name: p.detach() for name, p in task.named_parameters()}
-    whole, _ = clipped_sum(task, weights, {}, batch, clip)
-    without, _ = clipped_sum(task, weights, {}, {name: tensor[1:] for name, tensor in batch.items()}, clip)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        whole, _, _ = clipped_sum(task, weights, {}, batch, clip)
+        without, _, _ = clipped_sum(task, weights, {}, {name: tensor[1:] for name, tensor in batch.items()}, clip)
+    assert all(value.dtype == torch.float32 for value in whole.values())
     moved = torch.stack([(whole[name] - without[name]).square().sum() for name in whole]).sum().sqrt()
-    assert moved <= clip * (1 + 1e-3)
+    assert moved <= clip * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_an_example_whose_gradient_is_not_finite_counts_as_zero_and_is_counted(backend: Any) -> None:
+    base = family("mlp", privacy=KEYED, train__batch_size=64, train__steps=3, data__path="bundled:digits")
+    (member,) = members(base, [{}])
+    train = member.shard.data.splits["train"]
+    small = replace(train, inputs=train.inputs[:40].clone(), targets=train.targets[:40])
+    empty = replace(small, inputs=small.inputs.clone())
+    empty.inputs[7], small.inputs[7] = float("nan"), 0.0
+    small = replace(small, weight=(torch.arange(40) != 7).float())  # the same examples, where this one has no weight
+    records: list[Any] = []
+    shards = [replace(member.shard.data, splits={**member.shard.data.splits, "train": own}) for own in (small, empty)]
+    without, broken = (
+        fit_all([replace(member, shard=data.shard(), name=n) for n in "ab"], backend, Runtime(report=records.append))[0]
+        for data in shards
+    )
+    assert broken.require().progress.dropped_examples == 3 and without.require().progress.dropped_examples == 0
+    assert apart(without, broken) < 1e-6
+    assert [r["dropped_examples"] for r in records if r.get("member") == "a" and "dropped_examples" in r] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("noise", ["secure", "keyed"])
