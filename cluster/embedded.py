@@ -41,7 +41,7 @@ def busy() -> str:
     if patience() == 1:
         return ""
     load = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
-    return f"; this machine is busy ({load}): try again when less runs beside it"
+    return f"; this machine is busy ({load}): it may work when less runs beside it"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.embedded import busy, patience
+from cluster.room import wait_for_room
 from cluster.session import require_ray, session
 from core.errors import ConfigError, ResourceError
 from core.pool.crew import Crew, Member, require_positive
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import ray
 
 T = TypeVar("T")
+START_TIMEOUT_S = 120.0
 
 
 @dataclass(eq=False)
@@ -51,7 +54,7 @@ class RayPool(Crew):
         gpus_per_worker: float = 0.0,
         resources: Mapping[str, float] | None = None,
         max_result_bytes: int = 1 << 30,
-        start_timeout_s: float = 120.0,
+        start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         super().__init__(workers, max_result_bytes, start_timeout_s)
         import ray
@@ -141,7 +144,7 @@ class RayPool(Crew):
         import ray
 
         free: Any = ray.available_resources()  # type: ignore[no-untyped-call]
-        return f"the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
+        return f"the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free{busy()}"
 
     def close(self) -> None:
         super().close()
@@ -167,15 +170,27 @@ def ray_pool(
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float = 0.0,
     resources: Mapping[str, float] | None = None,
+    waiting: tuple[Callable[[str], None], Callable[[], bool]] | None = None,
 ) -> Iterator[RayPool]:
-    """A session and a pool in it: a Ray on this machine, or the cluster at `address`. Raises what both raise."""
+    """A session and a pool in it: a Ray on this machine, or the cluster at `address`. Raises what both raise.
+
+    waiting: what hears what is waited for until the cluster has room for one worker, and what tells whether to stop:
+    then the pool is there all the same.
+    """
     require_positive(workers)
-    needs: dict[str, Any] = {"gpus_per_worker": gpus_per_worker, "resources": resources}
-    with (
-        session(address, workers * cpus_per_worker),
-        RayPool(workers, cpus_per_worker=cpus_per_worker, **needs) as pool,
-    ):
-        yield pool
+    needs = {"CPU": cpus_per_worker, "GPU": gpus_per_worker, **(resources or {})}
+    with session(address, workers * cpus_per_worker):
+        _require_fit(needs)
+        if waiting:
+            wait_for_room(needs, *waiting)
+        with RayPool(
+            workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            resources=resources,
+            start_timeout_s=START_TIMEOUT_S * patience(),
+        ) as pool:
+            yield pool
 
 
 def _forget(shares: "dict[str, ray.ObjectRef[Any]]", name: str) -> None:

@@ -28,7 +28,7 @@ from hanse.console import Console, JsonConsole
 from hanse.find import find_model
 from hanse.opening import Resume, open_run, saved_init
 from hanse.running import recorded, reporting, shown, stopping
-from hanse.workers import threads_of_worker, workers
+from hanse.workers import Waiting, threads_of_worker, workers
 
 # What may be other when a federation goes on: none of it moves a weight of a round that was finished.
 FREE = {"name", "rounds", "train.evaluate_batch", "evaluate.every", "evaluate.clients", "evaluate.fine_tune_epochs"}
@@ -104,10 +104,10 @@ def _work(federation: Federation, directory: RunDirectory, console: Console, ask
     elif isinstance(federation.run.strategy, Theirs):
         from federated.flower import theirs
 
-        with pool_of(federation.run) as pool:
+        with pool_of(federation.run, (look, asked)) as pool:
             summary = theirs.simulate(federation, pool, directory, Watch(report, asked))
     else:
-        with engine_of(federation) as engine:
+        with engine_of(federation, (look, asked)) as engine:
             summary = serve(federation, engine, directory, Watch(report, asked))
     if summary["ended"] == "stopped":
         directory.finish("stopped")
@@ -128,21 +128,22 @@ def readable(record: Record) -> Record:
 
 
 @contextmanager
-def engine_of(federation: Federation) -> Iterator[Engine]:
+def engine_of(federation: Federation, waiting: Waiting | None = None) -> Iterator[Engine]:
     """The engine that the run asks for, for as long as it is needed."""
-    with pool_of(federation.run) as pool:
+    with pool_of(federation.run, waiting) as pool:
         yield PoolEngine(pool, federation.setting)
 
 
 @contextmanager
-def pool_of(run: FederateRun) -> Iterator[WorkerPool]:
-    """The workers that the run asks for: this process, or others."""
+def pool_of(run: FederateRun, waiting: Waiting | None) -> Iterator[WorkerPool]:
+    """The workers that the run asks for: this process, or others. waiting: see `hanse.workers.workers`."""
     if run.engine == "pool":
         with workers(
             run.workers,
             run.address,
             cpus_per_worker=run.cpus_per_worker,
             preload=("federated.site",),
+            waiting=waiting,
         ) as pool:
             yield pool
     else:

@@ -29,7 +29,7 @@ from hanse.console import Console
 from hanse.federate import Config, parse_federate
 from hanse.opening import origin_of
 from hanse.running import recorded, shown, stopping
-from hanse.workers import workers
+from hanse.workers import Waiting, workers
 
 VERB = "federate-trees"  # in run.json
 MODEL = "booster.json"
@@ -83,7 +83,9 @@ def _grown(run: TreesRun, clients: Sequence[Data], data: Data, log: "Log") -> Su
     said = {"clients": len(clients), "cohort": cohort, "examples_least": min(sizes), "examples_most": max(sizes)}
     log({"event": "federation", **said, "round": 0})
     try:
-        with _pool(run) as pool:
+        with _pool(run, (log, log.asked)) as pool:
+            if log.asked():
+                raise _Stopped
             forest = simulate_trees(dataclasses.replace(run.trees, seed=run.seed), clients, pool, log, run.statistics)
     except _Stopped:
         directory.finish("stopped")
@@ -122,10 +124,14 @@ def _judged(run: TreesRun, data: Data, forest: Forest) -> Summary:
 
 
 @contextmanager
-def _pool(run: TreesRun) -> Iterator[WorkerPool]:
+def _pool(run: TreesRun, waiting: Waiting) -> Iterator[WorkerPool]:
     if run.engine == "pool":
         with workers(
-            run.workers, run.address, cpus_per_worker=run.cpus_per_worker, preload=("federated.trees.client_app",)
+            run.workers,
+            run.address,
+            cpus_per_worker=run.cpus_per_worker,
+            preload=("federated.trees.client_app",),
+            waiting=waiting,
         ) as pool:
             yield pool
     else:

@@ -110,8 +110,10 @@ def _train(run: TrainRun, directory: RunDirectory, specs: Sequence[MemberSpec], 
             cpus_per_worker=run.cpus_per_worker,
             gpus_per_worker=_gpus(run, count),
             preload=("core.ensemble.train",),
+            waiting=(watch.show, watch.stopping),
         ) as pool:
-            spread(pool, run, directory, specs, watch)
+            if not watch.stopping():
+                spread(pool, run, directory, specs, watch)
         return
 
     report = reporting(directory, watch.show)

@@ -3,11 +3,14 @@
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from core.pool import ProcessPool, WorkerPool
 
+Record = dict[str, Any]
+Waiting = tuple[Callable[[Record], None], Callable[[], bool]]  # who is shown records, and what tells whether to stop
 LOCAL = "local"  # the address of a Ray on this machine, started and ended with the run
 
 
@@ -20,8 +23,11 @@ def workers(
     gpus_per_worker: float = 0.0,
     preload: Sequence[str] = (),
     path: Sequence[str] = (),
+    waiting: Waiting | None = None,
 ) -> Iterator[WorkerPool]:
-    """`count` workers, for as long as they are needed. `preload`, `path`: see `core.pool.ProcessPool`.
+    """`count` workers, for as long as they are needed. `preload`, `path`: see `core.pool.ProcessPool`; `waiting`: who
+    hears what is waited for where a cluster has no room, and what tells whether to stop: nothing may be given to the
+    workers then.
 
     Raises ResourceError if there is no room for them or nothing answers at the address.
     """
@@ -38,6 +44,7 @@ def workers(
         address_of(address),
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
+        waiting=waiting and (lambda said: waiting[0]({"event": "waiting", "message": said}), waiting[1]),
     ) as actors:
         yield actors
 

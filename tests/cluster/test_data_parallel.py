@@ -22,10 +22,13 @@ import hanse
 from cluster import data_parallel
 from cluster.session import session
 from core.config import parse_run
+from core.ensemble.repeat import Repeat
 from core.errors import DataError, ResourceError, WorkerError
 from core.recipe import TrainRun
 from core.runtime import Record
 from core.storage.store import RunDirectory
+from hanse.repeat import Watch
+from hanse.repeat import train as train_repeat
 from hanse.workers import LOCAL, place_of, workers
 
 # Ray warns about its own deprecated settings in this process, which starts it
@@ -215,9 +218,9 @@ def test_more_workers_than_the_machine_has_are_refused(tmp_path: Path) -> None:
         train(tmp_path / "run", workers=999)
 
 
-def test_a_run_that_waits_for_the_cluster_says_so_and_the_first_signal_ends_it(address: str, tmp_path: Path) -> None:
-    run = parse_run(TrainRun, {**DIGITS, "workers": 2, "address": address})
-    said: list[Record] = []
+@pytest.fixture
+def full(address: str) -> Iterator[str]:
+    """A cluster with no processor free."""
     with session(address, 1):
         import ray
 
@@ -228,13 +231,30 @@ def test_a_run_that_waits_for_the_cluster_says_so_and_the_first_signal_ends_it(a
         holds = {"num_cpus": 2, "lifetime": "detached", "name": "holder", "namespace": "test"}
         ray.get(ray.remote(Holder).options(**holds).remote().hold.remote())
     try:
-        with RunDirectory.create(tmp_path / "run") as directory:
-            summary = data_parallel.train(run, directory, said.append, lambda: bool(said))
+        yield address
     finally:
         with session(address, 1):
             ray.kill(ray.get_actor("holder", namespace="test"))
+
+
+def test_a_run_that_waits_for_the_cluster_says_so_and_the_first_signal_ends_it(full: str, tmp_path: Path) -> None:
+    run = parse_run(TrainRun, {**DIGITS, "workers": 2, "address": full})
+    said: list[Record] = []
+    with RunDirectory.create(tmp_path / "run") as directory:
+        summary = data_parallel.train(run, directory, said.append, lambda: bool(said))
     assert said == [{"event": "waiting", "message": "waiting for 2 CPUs, 0 of 2 free"}]
     assert (summary["ended"], summary["steps"]) == ("stopped", 0)
+
+
+def test_a_repeat_that_waits_for_the_cluster_says_so_and_the_first_signal_ends_it(full: str, tmp_path: Path) -> None:
+    repeat = Repeat(seeds=2)
+    run = dataclasses.replace(parse_run(TrainRun, {**DIGITS, "workers": 2, "address": full}), repeat=repeat)
+    said: list[Record] = []
+    with RunDirectory.create(tmp_path / "run") as directory:
+        watch = Watch(said.append, lambda: said[-1]["event"] == "waiting")
+        summary = train_repeat(run, repeat, directory, watch)
+    assert said[-1] == {"event": "waiting", "message": "waiting for 1 CPU, 0 of 2 free"}
+    assert summary["ended"] == "stopped"
 
 
 def test_a_run_goes_where_the_environment_says_and_its_first_lines_say_where(
