@@ -266,7 +266,9 @@ def test_the_app_says_how_a_run_failed(tmp_path: Path) -> None:
     config = digits(clients=3, strategy={"kind": "flower", "name": "FedAvg"}, optimizer={"kind": "sgd", "lr": 1e30})
     app = write_app(tmp_path / "app", config, {"run-dir": ""})
     broken = write_app(tmp_path / "broken", config.replace("FedAvg", "FedAvgg"), {"run-dir": ""})
-    run_app(app, **{"run-dir": str(tmp_path / "diverged")})  # nobody's reply is good, and the model stays
+    with pytest.raises(WorkerError, match="no reply has counted in 1 round; client 0 in round 1: client failed with"):
+        run_app(app, **{"run-dir": str(tmp_path / "diverged")})
+    assert read_run(tmp_path / "diverged").status == "failed"
     with pytest.raises((ConfigError, WorkerError), match="did you mean 'FedAvg'"):
         run_app(broken, **{"run-dir": str(tmp_path / "failed")})
     assert is_run(tmp_path / "failed")
