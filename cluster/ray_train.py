@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ from core.storage.stop import StopRequest
 from core.storage.store import RunDirectory, is_run
 
 START_ATTEMPTS = 3  # to get the workers placed, before Ray Train gives up
+TOGETHER_S = 2.0  # within which all workers find what is wrong with a run, if all can
+LOOK_S = 0.02
 
 
 class Requests:
@@ -51,6 +54,15 @@ class Requests:
         said = json.dumps({"error": type(error).__name__, "message": str(error)})
         with contextlib.suppress(OSError):  # a full disk may be the error itself, which is raised all the same
             replace_text(self._logs / f"refused-{rank}.json", said)
+
+    def is_refused_by(self, world: int) -> bool:
+        """Whether all ranks refuse the run; waits for them a little."""
+        deadline = time.monotonic() + TOGETHER_S
+        while len(list(self._logs.glob("refused-*.json"))) < world:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOOK_S)
+        return True
 
     def refusal(self) -> dict[str, str] | None:
         """{"error": class name, "message"} of the lowest rank that refused, if one did."""
@@ -166,6 +178,8 @@ def _work(config: dict[str, Any]) -> Summary | None:
         return execute(run, directory, runtime)
     except HanseError as error:
         requests.refuse(rank, error)
+        if requests.is_refused_by(runtime.world):
+            return None  # nobody waits for this rank, and for an error Ray Train would start all workers again
         raise
     except Exception:
         (directory.logs / f"worker-{rank}.log").write_text(traceback.format_exc())

@@ -11,6 +11,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,24 @@ def test_a_sharded_run_gives_the_numbers_of_one_process(alone: Path, address: st
     assert difference(alone, result.run) < 1e-5
 
 
+@contextmanager
+def started_workers() -> Iterator[set[int]]:
+    """The process ids of the Train workers that this test's Ray has had by the end of the block."""
+    found, ended = set[int](), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            found.update(process.pid for process in ray_workers())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_an_error_in_a_worker_is_the_users_one_line_error(address: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.csv"):
         train(
@@ -194,8 +213,9 @@ def test_an_error_in_a_worker_is_the_users_one_line_error(address: str, tmp_path
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_retries(address: str, tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="not finite at step"):
+    with started_workers() as workers, pytest.raises(WorkerError, match="not finite at step"):
         train(tmp_path / "run", address=address, workers=2, optimizer__kind="sgd", optimizer__lr=1e30)
+    assert len(workers) == 2
 
 
 def test_ray_train_starts_no_helper_that_has_nothing_to_do(address: str, tmp_path: Path) -> None:

@@ -89,16 +89,7 @@ def on_flower(here: Deployment, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.mark.slow
-def test_a_deployment_comes_to_the_weights_of_this_process(
-    tmp_path: Path, on_flower: Callable[..., dict[str, Any]]
-) -> None:
-    there, here = on_flower(tmp_path / "there"), simulated(tmp_path / "here")
-    assert there["weights_sha256"] == here["weights_sha256"]
-    assert there["metrics"] == here["metrics"] and there["rounds"] == 2
-
-
-@pytest.mark.slow
-def test_scaffold_keeps_its_state_on_the_nodes_also_when_one_of_them_fails_in_a_round(
+def test_a_deployment_comes_to_the_weights_of_this_process_with_state_on_its_nodes_and_one_that_fails_in_a_round(
     tmp_path: Path, on_flower: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"strategy": {"kind": "scaffold"}, "rounds": 3}
@@ -109,7 +100,9 @@ def test_scaffold_keeps_its_state_on_the_nodes_also_when_one_of_them_fails_in_a_
     assert (event["round"], event["client"]) == (2, 1) and event["reason"].endswith("OSError: the disk is gone")
     assert [r["clients"] for r in read_run(tmp_path / "there").metrics() if r["split"] == "train"] == [2, 1, 2]
     monkeypatch.setattr(federate.Federation, "of", failing(federate.Federation.of))
-    assert there["weights_sha256"] == simulated(tmp_path / "here", **changes)["weights_sha256"]
+    here = simulated(tmp_path / "here", **changes)
+    assert there["weights_sha256"] == here["weights_sha256"]
+    assert there["metrics"] == here["metrics"] and there["rounds"] == 3
     assert there["weights_sha256"] != simulated(tmp_path / "short", **changes, local_epochs=2)["weights_sha256"]
 
 
