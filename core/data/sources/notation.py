@@ -116,7 +116,9 @@ def _numbers(texts: Sequence[str], counts: NDArray[np.int64], numbers: Numbers |
         what = texts[int(np.isnan(best).argmax())]
         return Odd(what, "beside numbers in another notation; write all in one")
     (mark, values), *others = good.items()
-    for _, other in others if mark != (".", "") else []:
+    # 1.234 is a number as programs write it; 1.234 EUR was written by a person, and may be of thousands
+    is_plain = mark == (".", "") and units[-1] in ("", "%")
+    for _, other in () if is_plain else others:
         if (differs := values != other).any():
             i = int(differs.argmax())
             return _ambiguous(texts[i], values[i], other[i])

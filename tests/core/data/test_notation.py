@@ -95,6 +95,7 @@ def test_texts_that_are_numbers_are_numbers_in_every_kind_of_file(extension: str
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "thousands or decimals": (["1,234", "12"], r"row 1, column 'x': '1,234' may be 1\.234 or 1234; .*data\.numbers="),
+    "money in thousands or not": (["1.234 €", "2.500 €"], r"'1\.234 €' may be 1\.234 or 1234; .*data\.numbers="),
     "two notations": (["1,5", "1.5", "2.5"], r"row 1, column 'x': '1,5' beside numbers in another notation"),
     "two units": (["$5", "€3", "$7"], "'€3' beside numbers in another unit"),
     "percent and shares": (["12%", "0.5", "0.7"], "'12%' beside numbers in another unit"),
