@@ -58,7 +58,7 @@ def simulate(run: FederateRun, console: Console) -> tuple[Path, Summary]:
     if run.init:
         run = dataclasses.replace(run, init=str(find_model(run.init)))
         artifact.require_single(str(run.init))
-    init = run.init or saved_init(run)
+    init = run.init or saved_init(run, "federate")
     weights = artifact.read_weights(init) if init else None
     federation = Federation.of(run, weights)  # what is wrong with data or clients is said before anything is written
     if run.engine == "flower":

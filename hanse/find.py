@@ -14,10 +14,15 @@ def find_model(reference: str | Path) -> Path:
         return path
     if path.is_dir() and not is_run(path):
         raise DataError(f"{path}: neither a run nor a model directory: it has no run.json and no config.json")
-    run = run_at(path) if is_run(path) else find_run(runs_root(), str(reference))
-    if not (run.path / "model" / "config.json").is_file():
-        raise DataError(f"{reference}: this run has no model yet: {_why_no_model(run)}")
+    run = run_at(path) if is_run(path) else find_run(runs_root(), str(reference), _has_model)
+    if not _has_model(run):
+        name = f"{reference} ({run.id})" if reference == "latest" else reference
+        raise DataError(f"{name}: this run has no model yet: {_why_no_model(run)}")
     return run.path / "model"
+
+
+def _has_model(run: Run) -> bool:
+    return (run.path / "model" / "config.json").is_file()
 
 
 def _why_no_model(run: Run) -> str:

@@ -35,7 +35,7 @@ def open_run(run: R, verb: str, resume: Resume) -> tuple[RunDirectory, R]:
     """
     own: Any = run
     if isinstance(own.resume, str):
-        return _reopen(find_run(runs_root(), own.resume).path, run, resume, verb)
+        return _reopen(_old(own.resume, verb), run, resume, verb)
     workers = dump_run(run)["workers"] if getattr(own, "engine", "pool") == "pool" else 0
     origin = {**origin_of(verb, own.recipe.seed), "init": own.init, "workers": workers}
     if own.run_dir is None:
@@ -62,17 +62,22 @@ def _versions() -> dict[str, str]:
     return {**versions, "python": ".".join(map(str, sys.version_info[:3]))}
 
 
-def saved_init(run: Any) -> str | None:
+def saved_init(run: Any, verb: str) -> str | None:
     """What the run began with that is to be gone on with; None if it began with nothing, or is a new one."""
     path = None
     if isinstance(run.resume, str):
-        path = find_run(runs_root(), run.resume).path
+        path = _old(run.resume, verb)
     elif run.resume and run.run_dir is not None and is_run(user_path(run.run_dir, "run_dir")):
         path = user_path(run.run_dir, "run_dir")
     if path is None or not (path / "config.yaml").is_file():
         return None
     saved: Any = parse_run(type(run), read(path / "config.yaml"))
     return str(saved.init) if saved.init else None
+
+
+def _old(reference: str, verb: str) -> Path:
+    """The directory of the run to resume; the newest of its verb for `latest`."""
+    return find_run(runs_root(), reference, lambda run: run.record.get("verb") == verb).path
 
 
 def _reopen(path: Path, run: R, resume: Resume, verb: str) -> tuple[RunDirectory, R]:

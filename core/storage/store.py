@@ -132,20 +132,21 @@ def list_runs(root: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (str(run.record.get("start", "")), run.id), reverse=True)
 
 
-def find_run(root: Path, reference: str) -> Run:
-    """The run meant by a path, an id, the unique beginning of an id, an id's last four characters, or `latest`.
+def find_run(root: Path, reference: str, has: Callable[[Run], bool] = lambda run: True) -> Run:
+    """The run meant by a path, an id, the unique beginning of an id, an id's last four characters, or `latest`: the
+    newest that `has` what is needed, or the newest of all where none has it.
 
     Raises DataError that names what is near if nothing or more than one run is meant.
     """
     root = Path(root)
-    for path in (root / reference, user_path(reference, "run")):
+    for path in () if reference == "latest" else (root / reference, user_path(reference, "run")):
         if is_run(path):
             return run_at(path.parent / os.readlink(path) if path.is_symlink() else path)
     runs = list_runs(root)
     if not runs:
         raise DataError(f"{reference}: no such run; there are none in {root}/ yet (HANSE_RUNS names another place)")
     if reference == "latest":
-        return runs[0]
+        return next(filter(has, runs), runs[0])
     meant = [run for run in runs if reference and (run.id.startswith(reference) or run.id.endswith(f"-{reference}"))]
     if len(meant) > 1:
         names = _some([run.id for run in meant])

@@ -28,6 +28,8 @@ def run(reference: str, words: Sequence[str], console: Console) -> int:
             console.event("text", text=piece)
         console.end(find_model(reference), {"prompt": writing.prompt, "text": "".join(text)})
         return 0
+    if reference == "latest":
+        sys.stderr.write(f"model   {find_model(reference)}\n")  # standard output belongs to the text
     keep = "\n\t" if sys.stdout.isatty() else None  # a pipe gets the bytes that the model wrote
     for piece in itertools.chain([writing.prompt], pieces):
         sys.stdout.write(piece if keep is None else printable(piece, keep))

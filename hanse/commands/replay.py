@@ -10,7 +10,7 @@ from hanse.console import Console
 
 def run(reference: str, round: int, client: int, console: Console) -> int:
     """What the client answers now, beside what it answered then."""
-    found = find_run(runs_root(), reference)
+    found = find_run(runs_root(), reference, lambda run: run.record.get("verb") == "federate")
     if found.record.get("verb") != "federate":
         raise ConfigError(f"{found.id}: is no federation; only the rounds of a federation can be replayed")
     from hanse.federate import replay

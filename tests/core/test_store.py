@@ -317,6 +317,15 @@ def test_a_run_is_found_by_id_beginning_end_and_latest(tmp_path, reference, mean
     assert find_run(tmp_path, reference).path == tmp_path / meant
 
 
+def test_latest_is_the_newest_run_under_the_root_that_has_what_is_needed(tmp_path):
+    old = finished(tmp_path, "old")
+    with RunDirectory.create(tmp_path / "mine", start="2099-01-01T10:00:00+00:00") as directory:
+        directory.finish("failed", "out of memory")
+    assert find_run(tmp_path, "latest").path == tmp_path / "mine"  # though the link shows another one
+    assert find_run(tmp_path, "latest", lambda run: run.status == "done").path == old
+    assert find_run(tmp_path, "latest", lambda run: False).path == tmp_path / "mine"
+
+
 def test_a_run_is_found_by_path_and_by_the_link(tmp_path, monkeypatch):
     path = finished(tmp_path / "runs", "a")
     assert find_run(tmp_path / "elsewhere", str(path)).path == path

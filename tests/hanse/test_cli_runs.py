@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from core.config import parse_run, read
+from core.errors import DataError
 from core.recipe import TrainRun
 from core.storage.store import RunDirectory, runs_root
 from hanse.cli import main
+from hanse.find import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = str(ROOT / "configs/train/digits.yaml")
@@ -72,6 +74,17 @@ def test_compare_shows_what_differs_and_nothing_else(capsys: pytest.CaptureFixtu
     found = {row["what"]: (row[one], row[two]) for row in rows(capsys, "difference")}
     assert found == {"optimizer.lr": ("0.1", "0.2"), "accuracy": ("0.5000", "0.7500")}
     assert main(["runs", "compare", one]) == 2
+
+
+def test_latest_means_for_a_model_the_newest_run_that_has_one() -> None:
+    one, two = make_run("x", 0.1, 0.5), make_run("bad", 0.1, None)
+    RunDirectory.join(runs_root() / one).update(start="2000-01-01T10:00:00+00:00")
+    (runs_root() / one / "model").mkdir(exist_ok=True)
+    (runs_root() / one / "model" / "config.json").write_text("{}")
+    assert find_model("latest") == runs_root() / one / "model"
+    (runs_root() / one / "model" / "config.json").unlink()
+    with pytest.raises(DataError, match=rf"latest \({two}\): this run has no model yet: it failed"):
+        find_model("latest")
 
 
 def test_remove_takes_whole_names_only(capsys: pytest.CaptureFixture[str]) -> None:
