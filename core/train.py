@@ -187,8 +187,8 @@ def _private(learner: Learner, micros: list[Batch], recipe: Recipe, runtime: Run
     assert runtime.world == 1 and learner.precision.scaler is None, "core.support refuses the rest"
     named = [(name, p) for name, p in learner.task.named_parameters() if p.requires_grad]
     with learner.precision.autocast():
-        sums, losses, counts = private_gradient(learner.task, named, micros, privacy.clip)
-    learner.progress.dropped_examples += int((~counts).sum())
+        sums, losses, dropped = private_gradient(learner.task, named, micros, privacy.clip)
+    learner.progress.dropped_examples += int(dropped.sum())
     for name, parameter in named:
         noise = noise_like(parameter, privacy, recipe.seed, learner.progress.step, name)
         parameter.grad = (sums[name] + noise.detach()) / size

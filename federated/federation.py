@@ -51,8 +51,6 @@ class Federation:
         partition, data = deal(run)
         require_memory(run.recipe, data.spec)
         clients = PartitionedClients(data, partition, run.evaluate.held_out, run.recipe.seed)
-        rows, smallest = (int(found) for found in clients.sizes.min(dim=0))
-        require_batches(run.recipe, data.spec, min(rows, run.recipe.train.batch_size), f"clients: client {smallest}")
         return cls(run, clients, data, weights, partition)
 
     def __post_init__(self) -> None:
@@ -63,10 +61,18 @@ class Federation:
                 f"evaluate.clients: {judges} are to judge, and there are {len(self.clients)} clients; lower it, or "
                 "write null to ask all"
             )
+        self._require_batches()
         self.run.recipe.schedule.factor(0, self.run.rounds)  # refuses a warmup longer than the run
         if self.run.attack:
             self.run.attack.require(self.clients.preprocess, len(self.clients))
         self.schedule  # noqa: B018 - refuses a cohort that is larger than the population
+
+    def _require_batches(self) -> None:
+        """Refuses a smallest client whose batches are too small for batch statistics."""
+        sizes, recipe = self.clients.sizes, self.run.recipe
+        known = sizes.where(sizes > 0, sizes.max())  # a node with its own data knows the size of its own client alone
+        rows = min(int(known.min()), recipe.train.batch_size)
+        require_batches(recipe, self.clients.spec, rows, f"clients: client {int(known.argmin())}")
 
     @property
     def cohort(self) -> int:

@@ -169,10 +169,10 @@ class Population:
         dropped = torch.zeros(len(self), dtype=torch.int64, device=self.rows.device)
         with self.precision.autocast(), plain_attention():
             for micro in micros:
-                sums, each, counts = vmap(self._clipped)(self.rows, self.fixed, self.buffers, micro, bounds)
+                sums, each, which = vmap(self._clipped)(self.rows, self.fixed, self.buffers, micro, bounds)
                 gradients += sums
                 losses += each.sum(1)
-                dropped += (~counts).sum(1)
+                dropped += which.sum(1)
         self.dropped_examples = dropped.tolist()
         sizes = torch.tensor([m.recipe.train.batch_size for m in self.members]).to(self.rows)
         for row, (member, step) in enumerate(zip(self.members, self.steps, strict=True)):
@@ -184,9 +184,9 @@ class Population:
     def _clipped(
         self, row: Tensor, fixed: Tensors, buffers: Tensors, batch: Batch, clip: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One member's sum of clipped gradients [D], its examples' losses [R], and which of them count [R]."""
-        sums, losses, counts = clipped_sum(self.task, self.layout.split(row), {**fixed, **buffers}, batch, clip)
-        return torch.cat([sums[place.name].flatten() for place in self.layout.places]), losses, counts
+        """One member's sum of clipped gradients [D], its examples' losses [R], and which of them were dropped [R]."""
+        sums, losses, dropped = clipped_sum(self.task, self.layout.split(row), {**fixed, **buffers}, batch, clip)
+        return torch.cat([sums[place.name].flatten() for place in self.layout.places]), losses, dropped
 
     def _total_weight(self, micros: list[Batch]) -> Tensor:
         weigh = vmap(self.members[0].recipe.goal.weights)

@@ -27,11 +27,12 @@ def clipped_sum(
     task: nn.Module, weights: Tensors, others: Tensors, batch: Batch, clip: Tensor | float
 ) -> tuple[Tensors, Tensor, Tensor]:
     """(sum of the clipped gradients of all examples, by name of the weight; losses [R], each the example's own mean;
-    [R] which examples count).
+    [R] which examples were dropped).
 
     An example of weight w counts with the loss w times its mean, so rows of weight 0 have no part in the sum. One whose
     gradient is not finite counts as zero, and its loss too: it cannot be clipped. The losses are taken in the precision
-    of the caller's autocast; norms, factors and the sum always in float32, else rounding would break the bound.
+    of the caller's autocast; norms, factors and the sum always in float32, else rounding would break the bound. Where a
+    weight is not finite no example is to blame: all losses are NaN.
     """
 
     def loss(weights: Tensors, example: Batch) -> Tensor:
@@ -49,7 +50,12 @@ def clipped_sum(
         factors = torch.where(counts, factors, 0.0)
         # 0 * NaN is NaN, so what does not count is taken out before the sum too
         sums = {name: torch.tensordot(factors, _only(g, counts), dims=1) for name, g in each.items()}
-        return sums, torch.where(counts, losses.float(), 0.0), counts
+        losses = torch.where(_are_finite(weights), torch.where(counts, losses.float(), 0.0), torch.nan)
+        return sums, losses, ~counts & (batch["weight"] > 0)
+
+
+def _are_finite(weights: Tensors) -> Tensor:
+    return torch.stack([weight.isfinite().all() for weight in weights.values()]).all()
 
 
 def _only(gradient: Tensor, counts: Tensor) -> Tensor:
@@ -71,17 +77,17 @@ def noise_like(tensor: Tensor, privacy: ExamplePrivacy, *key: int | str) -> Tens
 def private_gradient(
     task: nn.Module, named: list[tuple[str, nn.Parameter]], batches: list[Batch], clip: float
 ) -> tuple[Tensors, Tensor, Tensor]:
-    """As `clipped_sum`, of an ordinary model over its micro-batches; losses and counts [R] of all of them."""
+    """As `clipped_sum`, of an ordinary model over its micro-batches; losses and dropped [R] of all of them."""
     weights = {name: parameter.detach() for name, parameter in named}
     totals: Tensors = {}
-    losses, counts = [], []
+    losses, dropped = [], []
     with plain_attention():
         for batch in batches:
             sums, each, which = clipped_sum(task, weights, {}, batch, clip)
             totals = {name: totals[name] + value if name in totals else value for name, value in sums.items()}
             losses.append(each)
-            counts.append(which)
-    return totals, torch.cat(losses), torch.cat(counts)
+            dropped.append(which)
+    return totals, torch.cat(losses), torch.cat(dropped)
 
 
 def plain_attention() -> AbstractContextManager[Any]:

@@ -15,6 +15,7 @@ from core.pool import Done, LocalPool, ProcessPool, WorkerPool
 from federated.engine import PoolEngine
 from federated.exchange import UPDATE, Reply, Total
 from federated.federation import Federation
+from federated.flower.own_data import FarClients
 from federated.run import FederateRun
 from federated.server import Watch
 from federated.strategies import CenteredClipping, FedBuff
@@ -93,6 +94,15 @@ def test_batch_statistics_are_averaged_like_weights() -> None:
     found = federation(model=model)
     assert found.frame.size > found.frame.trainable
     torch.testing.assert_close(served(found, local(found)), reference(found), rtol=0, atol=2e-5)
+
+
+def test_a_server_that_sees_no_data_refuses_batches_of_one_row_before_round_1() -> None:
+    norms = {"kind": "resnet", "width": 4, "depth": 1, "stages": 4, "norm": "batch"}  # its last pictures have one pixel
+    found = federation(model=norms, clients=3, cohort=None)
+    for sizes in ([5, 7, 3], [0, 7, 0]):  # a node with its own data knows the size of its own client alone
+        replace(found, clients=FarClients(found.clients.preprocess, torch.tensor(sizes), torch.zeros(3)))
+    with pytest.raises(ConfigError, match="clients: client 1: a batch of one row has no batch statistics"):
+        replace(found, clients=FarClients(found.clients.preprocess, torch.tensor([5, 1, 3]), torch.zeros(3)))
 
 
 @pytest.mark.parametrize("kind", ["fedavg", "ditto"])

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.config import parse
+from core.data.examples import Stacked
 from core.learner import start
-from core.population import fit_all
+from core.population import Member, fit_all
+from core.population.cohort import Cohort, Job
 from core.privacy import ExamplePrivacy
 from core.privacy.gradient import clipped_sum, noise_like, private_gradient
 from core.recipe import Recipe
@@ -72,6 +74,44 @@ def test_no_example_moves_the_sum_by_more_than_the_bound(
     assert all(value.dtype == torch.float32 for value in whole.values())
     moved = torch.stack([(whole[name] - without[name]).square().sum() for name in whole]).sum().sqrt()
     assert moved <= clip * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("executor", ["loop", "vmap"])
+def test_no_example_moves_a_client_by_more_than_the_bound(executor: Any, precision: str) -> None:
+    changes = {"privacy": {"clip": 0.5, "noise_multiplier": 0.0}, "train__batch_size": 200}
+    sgd = {"kind": "sgd", "lr": 1.0, "momentum": 0.0}
+    recipe = parse(Recipe, family("mlp", optimizer=sgd, train__precision=precision, **changes))
+    data, numbers = data_of(recipe), torch.arange(20)
+    splits = [Stacked(*data.splits["train"].take(some)) for some in (numbers, *(numbers[numbers != i] for i in (3, 4)))]
+    sets = [replace(data, splits={**data.splits, "train": split}) for split in splits]
+    jobs = [Job(str(i), one.shard(), 1) for i, one in enumerate(sets)]
+    cohort = Cohort(recipe, data.spec, executor)
+    whole, *others = cohort.train(cohort.frame.vector(cohort.learner.task), jobs)
+    for one in others:
+        moved = 200 * (whole.vector.double() - one.vector.double()).norm().item()
+        assert 0 < moved <= 0.5 * (1 + 1e-3), "the weights themselves are rounded to float32"
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_private_training_fails_where_the_weights_are_not_finite(backend: Any) -> None:
+    recipe = parse(Recipe, family("mlp", privacy=KEYED, train__steps=3))
+    data = data_of(recipe)
+    state = recipe.build(data.spec).network.state_dict()
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}
+    group = [Member("broken", recipe, data.shard(), broken), Member("sound", recipe, data.shard())]
+    first, second = fit_all(group, backend)
+    assert first.error is not None and "not finite at step 1" in str(first.error)
+    assert second.error is None
+
+
+def test_rows_that_fill_a_batch_are_not_counted_as_examples() -> None:
+    recipe = parse(Recipe, family("mlp", privacy=KEYED, train__batch_size=8, train__steps=2))
+    data = data_of(recipe)
+    inputs, targets = data.splits["train"].take(torch.arange(9))  # the second batch has one example and 7 rows of fill
+    few = Stacked(torch.full_like(inputs, torch.nan), targets)
+    result = fit(recipe, replace(data, splits={**data.splits, "train": few}).shard())
+    assert result.progress.dropped_examples == 9
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
