@@ -50,7 +50,6 @@ def embedded() -> Iterator[dict[str, Any]]:
     its folder, even if this process is killed. ResourceError if too few files may be opened."""
     cpus = os.cpu_count() or 1
     _require_files(cpus)
-    _set_token()
     folder = tempfile.mkdtemp(prefix="hanse-ray-", dir=_parent())  # mode 0700; what Ray makes in it is open to all
     command = [sys.executable, keeper.__file__, folder]
     with (
@@ -87,7 +86,7 @@ def _loopback() -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": device, "NCCL_SOCKET_IFNAME": device, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def _set_token() -> None:
+def set_token() -> None:
     """Once for a process, for Ray reads it once. Ray's own way writes it to a file that every user can read."""
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
-from cluster.embedded import busy, embedded, what_died
+from cluster.embedded import busy, embedded, set_token, what_died
 from core.errors import LostError, ResourceError, words_of
 
 # Ray reads these when it is first imported, in every process, so nothing in this room imports ray before a session has
@@ -50,8 +50,9 @@ def session(address: str | None, cpus: float) -> Iterator[None]:
         )
     if address is not None:
         _require_listener(address)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
+    if address is None:
+        set_token()
     there = {"address": address, "runtime_env": _shipped()} if address else {}
     with contextlib.nullcontext(there) if address else embedded() as arguments:
         import ray
@@ -67,6 +68,12 @@ def session(address: str | None, cpus: float) -> Iterator[None]:
         finally:
             _open.pop()
             ray.shutdown()
+
+
+def set_environment() -> None:
+    """What Ray reads when it is first imported in this process."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def require_ray() -> None:

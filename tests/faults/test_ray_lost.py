@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from cluster import keeper
+from cluster.embedded import set_token
+from cluster.session import set_environment
 from core.errors import LostError, ResourceError
 from core.storage.store import RunDirectory, read_run
 
@@ -21,6 +23,13 @@ data: {kind: image, path: "bundled:digits"}
 model: {kind: cnn, channels: [4], hidden: 8}
 train: {steps: 1000000, batch_size: 32, log_every: 1, checkpoint_every: 10}
 """
+
+
+@pytest.fixture(autouse=True)
+def settings() -> None:
+    """As before any session: what the first import of Ray reads, here and for the files that are tested after this."""
+    set_environment()
+    set_token()
 
 
 def start(tmp_path: Path, *words: str) -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
