@@ -10,7 +10,6 @@ from bench.measure import alternate, emit
 from core.config import override, parse
 from core.data import load
 from core.population import Backend, Member, fit_all
-from core.population.choose import forget
 from core.recipe import Recipe
 
 ROUNDS = 4
@@ -77,7 +76,6 @@ def _auto(name: str, group: list[Member], threads: int) -> None:
     backends: tuple[Backend, ...] = ("auto", "loop", "vmap")
     for _ in range(ROUNDS):
         for backend in backends:
-            forget()
             rounds[backend].append(_steps_per_s(group, backend))
     speeds = {backend: sorted(values)[len(values) // 2] for backend, values in rounds.items()}
     ratios = sorted(a / max(b, c) for a, b, c in zip(*rounds.values(), strict=True))

@@ -13,7 +13,7 @@ from core.data import Data, load
 from core.errors import ConfigError
 from core.estimate import require_memory
 from core.learner import prepare
-from core.population.cohort import executor_for, require_stackable
+from core.population.executor import executor_for, require_stackable, rows_at_once
 from core.population.frame import Frame
 from core.runtime import Runtime, choose_device
 from core.task import Task
@@ -29,9 +29,8 @@ from federated.run import FederateRun
 from federated.site import Setting, training_only
 from federated.transforms.chain import bytes_up
 
-CHUNK_VECTORS, CHUNK_LOOP = 64, 5  # clients that are summed up together: as rows of one matrix; one after the other
+CHUNK_LOOP = 5  # clients that are summed up together where they train one after the other
 MOST_CHUNKS = 32  # of clients one after the other: the fewer, the fewer sums wait for their neighbor
-CHUNK_NUMBERS = 1 << 26  # in the matrix, at most
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ class Federation:
         ordered = [work for _, work in sorted(zip(sizes, works, strict=True), key=lambda one: (-one[0], one[1].client))]
         size = max(CHUNK_LOOP, -(-len(works) // MOST_CHUNKS))
         if self.setting.executor == "vmap":
-            size = max(1, min(CHUNK_VECTORS, CHUNK_NUMBERS // self.frame.size))
+            size = rows_at_once(self.frame.size)
         parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
         return dict(enumerate(parts))
 

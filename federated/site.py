@@ -16,7 +16,8 @@ from core.data import Data, Shard
 from core.errors import is_memory
 from core.metrics import Metrics, State
 from core.pool import Shared
-from core.population.cohort import Cohort, Executor, Job, Trained
+from core.population.cohort import Cohort, Job, Trained
+from core.population.executor import Executor
 from core.population.frame import Frame
 from core.randomness import seed_of
 from core.runtime import Runtime, choose_device

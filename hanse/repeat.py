@@ -14,7 +14,7 @@ from core.ensemble.train import Share, summaries, train_members, train_share
 from core.errors import ConfigError, WorkerError
 from core.execute import TRAIN_LONGER, Summary, note_data, require_same_data
 from core.pool import WorkerPool
-from core.population.choose import chosen
+from core.population.executor import chosen
 from core.population.places import clear, reached
 from core.recipe import TrainRun
 from core.runtime import Record, Runtime, choose_device

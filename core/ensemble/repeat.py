@@ -23,7 +23,8 @@ class Repeat:
 
     seeds: of weights, order and dropout, counted up from the recipe's. folds: parts of the data that are tested on in
     turn. bootstraps: resamples of the training split. Whatever is not repeated is the same for all members.
-    backend: whether members train together (vmap) or in turn (loop), which differ by rounding; auto times both.
+    backend: whether members train together (vmap) or in turn (loop), which differ by rounding; auto takes the one that
+    is faster by a rule of the recipe.
     """
 
     seeds: int = 1

@@ -19,7 +19,7 @@ from core.errors import DataError, ResourceError, out_of_memory
 from core.estimate import require_memory
 from core.execute import Summary, digest, is_still_improving, require_same_data, score
 from core.population import Member, Outcome, fit_all
-from core.population.choose import chosen
+from core.population.executor import chosen
 from core.population.memory import free_memory
 from core.population.places import Places
 from core.recipe import Recipe, TrainRun

@@ -9,18 +9,15 @@ again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from core.data import Shard, Spec
-from core.errors import ConfigError, WorkerError
-from core.estimate import step_flops
+from core.errors import WorkerError
 from core.learner import Learner, Progress, Pull, start
-from core.models.recurrent import Recurrent
 from core.optim import Constant
-from core.population.choose import require_rules
+from core.population.executor import Executor
 from core.population.feed import BLOCK_STEPS, Feed
 from core.population.frame import Frame
 from core.population.member import Member, filled_rows
@@ -28,10 +25,6 @@ from core.population.population import Population
 from core.recipe import Recipe
 from core.runtime import LOCAL, Runtime
 from core.train import fit
-
-Executor = Literal["loop", "vmap"]
-# FLOPs of a step below which the dispatch of its kernels costs more than they do (measured; docs/results.md)
-SMALL_FLOPS = 3e7
 
 
 @dataclass(frozen=True)
@@ -206,27 +199,6 @@ class Cohort:
         counters = {name: c.to(device).expand(count, *c.shape).clone() for name, c in self.counters.items()}
         self._population.restart(members, rows, {**buffers, **counters})
         return self._population
-
-
-def executor_for(recipe: Recipe, spec: Spec, device: torch.device) -> Executor:
-    """The faster executor by rule, so that every process and every machine takes the same one.
-
-    Rows of a population pay where dispatching kernels costs more than running them: on a CPU for small models, but not
-    for recurrent ones, whose fused kernels have no batching rule; on a GPU for all that can be stacked.
-    """
-    if isinstance(recipe.model, Recurrent) or recipe.train.precision == "fp16":
-        return "loop"
-    return "vmap" if device.type == "cuda" or step_flops(recipe, spec) < SMALL_FLOPS else "loop"
-
-
-def require_stackable(recipe: Recipe, shard: Shard, runtime: Runtime = LOCAL) -> None:
-    """Raises ConfigError if an operation of the model has no batching rule."""
-    member = Member("first", recipe, shard)
-    try:
-        require_rules([member, member], replace(runtime, report=lambda record: None))
-    except RuntimeError as error:
-        said = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"backend: vmap cannot stack this model: {said}; use backend=loop") from None
 
 
 def _pulls(jobs: Sequence[Job], device: torch.device) -> Pull | None:

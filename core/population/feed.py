@@ -3,7 +3,6 @@
 What `Shard.batch` gives one member for a step is what its row holds; shorter batches are filled up with weight 0.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +26,6 @@ class Feed:
         self.at = self.count = 0
         self.grows = first
         self.member_bytes = 0  # of one step, at most
-        self.pace = 0.0  # seconds that each step of the newest block took to prepare
 
     def take(self) -> Batch:
         """The next batch of every member."""
@@ -60,7 +58,6 @@ class Feed:
         return max((member.shard.rows(member.recipe.train) for member in self.members), default=0)
 
     def _prepare(self) -> None:
-        began = time.perf_counter()
         pairs = list(zip(self.members, self.steps, strict=True))
         left = max([1, *(member.recipe.train.steps - step for member, step in pairs)])
         if not self.member_bytes:
@@ -75,7 +72,6 @@ class Feed:
             tensors = [_filled(piece[name], count, most) for piece in pieces]
             self.ready[name] = torch.stack(tensors, dim=1).to(self.device, non_blocking=True)
         self.at, self.count = 0, count
-        self.pace = (time.perf_counter() - began) / count
 
     def _piece(self, member: Member, steps: range) -> Batch:
         """[steps, R, ...], or fewer steps where the member ends; at its end one batch of weight 0."""

@@ -1,11 +1,11 @@
 """`fit_all`: many small fits, told to one executor that decides how many run at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from core.errors import ConfigError, is_memory
 from core.population.alone import fit_alone
-from core.population.choose import Backend, Chosen, choose
+from core.population.executor import Backend, Chosen, choose
 from core.population.lockstep import Lockstep, fit_together
 from core.population.member import Finished, Member, Outcome, Signature, ignore
 from core.population.places import NOWHERE, TOGETHER, Places
@@ -24,11 +24,11 @@ def fit_all(
 ) -> list[Outcome]:
     """Trains all members; outcomes come in their order. What `core.train.fit` gives a member is what is right.
 
-    `backend`: `loop` is that, one after the other; `vmap` trains those of one architecture together; `auto` times both
-    on the first steps, where a step together must be a twentieth faster, and the event `population` says which and why.
-    Members of different architectures go in populations of their own, and more than fit into memory (`free_bytes`,
-    null: what is free) in several. Records carry the key `member`; `finished` gets each outcome as soon as there is
-    one. ConfigError for no members, or two of one name.
+    `backend`: `loop` is that, one after the other; `vmap` trains those of one architecture together; `auto` takes the
+    one that is faster by rule, and the event `population` says which and why. Members of different architectures go in
+    populations of their own, and more than `rows_at_once`, or than fit into memory (`free_bytes`, null: what is free),
+    in several. Records carry the key `member`; `finished` gets each outcome as soon as there is one. ConfigError for no
+    members, or two of one name.
 
     In `places` members leave what they go on from if they are interrupted, and go on from what is there: with the same
     numbers, as the executor is the same again. Its `ended` members are not handed to `finished`; those that need not
@@ -98,30 +98,26 @@ class _Work:
     def train(self, members: list[Member], backend: Backend, free_bytes: int | None) -> None:
         """Members of one signature, from their beginning, or from where each that trained alone was interrupted."""
         if known := self.places.chosen.get(members[0].name):
-            choice, begun = replace(known.choice, reason="as before"), None
+            choice = replace(known.choice, reason="as before")
         else:
-            choice, begun = choose(members, backend, self.runtime, free_bytes, self.keep)
+            choice = choose(members, backend, self.runtime, free_bytes)
         keeps = self.places.directory is not None
         self.runtime.report(choice.said(members, with_names=keeps and not known))
         at_once = choice.at_once
-        lockstep, said = (begun.lockstep, begun.said) if begun else (None, None)
-        del begun  # which would keep a population that memory had no room for
         while rest := self.left(members):
-            if self.runtime.should_stop() and not lockstep:
+            if self.runtime.should_stop():
                 self.outcomes |= {member.name: Outcome(member.name) for member in rest}
             elif choice.backend == "loop":
                 self._alone(rest[0])
             else:
-                part = members[:at_once] if lockstep else rest[:at_once]
+                part = rest[:at_once]
                 try:
-                    self._together(TOGETHER + part[0].name, part, lockstep, said)
+                    self._together(TOGETHER + part[0].name, part)
                 except RuntimeError as error:
                     at_once = _fewer(at_once, error)
                     self._begin_again(TOGETHER + part[0].name, f"memory: going on with {at_once} members at once")
                     choice = replace(choice, at_once=at_once, reason="memory did not suffice for more at once")
                     self.runtime.report(choice.said(self.left(members), with_names=keeps))
-                finally:
-                    lockstep = said = None
 
     def _alone(self, member: Member) -> None:
         with self.places.open(member.name, member.recipe.train.keep_last) as checkpoints:
@@ -130,14 +126,7 @@ class _Work:
         if outcome.ended != "stopped":
             self.places.remove(member.name)
 
-    def _together(
-        self,
-        place: str,
-        members: Sequence[Member],
-        lockstep: Lockstep | None,
-        said: Callable[[], None] | None = None,
-    ) -> None:
-        """`said`: says what is still to be said of the steps that `lockstep` has made, if it is not restored."""
+    def _together(self, place: str, members: Sequence[Member], lockstep: Lockstep | None = None) -> None:
         with self.places.open(place, members[0].recipe.train.keep_last) as checkpoints:
 
             def keep(outcome: Outcome) -> None:
@@ -145,11 +134,6 @@ class _Work:
                     checkpoints.wait()  # a member whose end is on the disk must be a row of what the others go on from
                 self.keep(outcome)
 
-            if lockstep and said:
-                if checkpoints:  # before a member that has ended already says so
-                    checkpoints.save(lockstep.capture())
-                    checkpoints.wait()
-                said()
             fit_together(members, self.runtime, keep, lockstep, checkpoints)
         if all(self.outcomes[member.name].ended != "stopped" for member in members):
             self.places.remove(place)

@@ -32,7 +32,7 @@ def fit_together(
     checkpoints: Saver | None = None,
 ) -> list[Outcome]:
     """Trains members that share a signature as one population. Outcomes come in the members' order, to `finished` as
-    they are there. `begun`: these members, which have already made some steps.
+    they are there. `begun`: these members, restored from a checkpoint.
 
     Into `checkpoints` goes the beginning, as members may leave before the next one is due, then what the recipe asks
     for, some seconds apart, and where the run is stopped. Raises ConfigError if the members cannot be stacked,
@@ -69,7 +69,6 @@ class Lockstep:
         self.step = 0  # that all of them have made
         self.pauses = {m.name: (m.recipe.train.evaluation_interval, m.recipe.train.steps) for m in members}
         self.clock, self.reported = self.began, 0
-        self.paused_s = 0.0  # spent on evaluations
         self.spacing = Spacing()
 
     def advance(self) -> None:
@@ -84,11 +83,9 @@ class Lockstep:
             self.progress[name].dropped_examples += self.population.dropped_examples[row]
         if logs:
             self._report([members[self.at[name]] for name in logs if name not in gone], moved)
-        began = time.perf_counter()
         for name in [name for name in names if name not in gone and due(self.step, *self.pauses[name])]:
             if ended := self._pause(members[self.at[name]]):
                 gone[name] = ended
-        self.paused_s += time.perf_counter() - began
         if gone:
             self.end(gone)
 

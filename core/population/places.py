@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from core.errors import DataError
-from core.population.choose import Chosen
+from core.population.executor import Chosen
 from core.runtime import Record
 from core.storage.atomic import remove_tree
 from core.storage.checkpoint import Checkpointer, Restored, Snapshot, load_latest

@@ -19,8 +19,7 @@ from core.unhurried import COMPILER
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensor, Tensor]]
 Shapes = tuple[Any, ...]
-WORTH = 12  # calls with the same shapes before they are recorded, which takes as long as some hundred steps: more calls
-# than `choose` times, since members that then train alone would have recorded for nothing
+WORTH = 12  # calls with the same shapes before they are recorded, which takes as long as some hundred steps
 SMALL_S = 0.02  # calls that take longer are spent in their kernels; on a GPU it is their launches that are timed
 IMPORT_S = 2.0  # of calls before a process records for the first time and imports torch's compiler, in half that time
 aten: Any = torch.ops.aten

@@ -11,7 +11,8 @@ from core.config import override, parse
 from core.data import Data, load
 from core.data.examples import Stacked
 from core.population import recorded
-from core.population.cohort import Cohort, Job, executor_for, require_stackable
+from core.population.cohort import Cohort, Job
+from core.population.executor import executor_for, require_stackable
 from core.population.feed import Feed
 from core.population.member import Member
 from core.population.population import Population

@@ -1,6 +1,5 @@
 """Which executor runs, what is said about it, and what happens to members that cannot go together."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,20 +9,13 @@ from torch import Tensor, nn
 
 from core.config import override
 from core.data import Spec
-from core.errors import ConfigError, WorkerError
-from core.population import Member, fit_all
-from core.population import choose as choosing
+from core.errors import ConfigError
+from core.population import Member, executor, fit_all
 from core.population.fit import buckets
 from core.population.memory import members_at_once
-from core.population.recorded import WORTH
 from core.recipe import Recipe
 from core.runtime import Runtime
 from tests.core.population.cases import apart, data_of, family, member, members
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_known_from_before() -> None:
-    choosing.forget()
 
 
 def said(records: list[Any], event: str = "population") -> list[Any]:
@@ -35,23 +27,24 @@ def fitted(group: list[Member], backend: Any = "auto", **options: Any) -> tuple[
     return fit_all(group, backend, Runtime(report=records.append), **options), records
 
 
-def test_auto_takes_the_faster_of_both_and_says_which_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    for loop_s, backend in ((1.0, "vmap"), (0.0, "loop")):
-        choosing.forget()
-        monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count, seconds=loop_s: seconds)
-        outcomes, records = fitted(members(family("mlp"), [{}] * 3))
-        assert said(records)[0]["backend"] == backend
-        assert "ms together" in said(records)[0]["reason"]
-        assert [outcome.ended for outcome in outcomes] == ["done"] * 3
+@pytest.mark.parametrize(
+    "name, large, backend", [("mlp", {}, "vmap"), ("mlp", {"model.hidden": [2048, 2048]}, "loop"), ("lstm", {}, "loop")]
+)
+def test_the_recipe_decides_which_executor_is_faster_and_never_a_clock(
+    name: str, large: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = members(family(name, train__steps=2), [large] * 3)
+    twice = [fitted(group), fitted(group)]
+    for _, records in twice:
+        assert said(records)[0]["backend"] == backend and said(records)[0]["reason"]
+    assert all(apart(a, b) == 0 for a, b in zip(twice[0][0], twice[1][0], strict=True))
 
 
-def test_auto_times_members_of_one_kind_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[int] = []
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: timed.append(1) or 1.0)
-    for _ in range(2):
-        _, records = fitted(members(family("mlp"), [{}] * 3))
-    assert len(timed) == 1
-    assert said(records)[0]["reason"].endswith("(known from before)")
+def test_a_population_has_at_most_so_many_rows_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (executor.rows_at_once(1_000), executor.rows_at_once(10**7), executor.rows_at_once(10**9)) == (64, 6, 1)
+    monkeypatch.setattr(executor, "MOST_ROWS", 2)
+    outcomes, records = fitted(members(family("mlp"), [{}] * 5))
+    assert said(records)[0]["members_at_once"] == 2 and [outcome.ended for outcome in outcomes] == ["done"] * 5
 
 
 def test_one_member_trains_in_the_ordinary_loop() -> None:
@@ -237,120 +230,11 @@ def test_a_member_without_a_validation_split_to_decide_by_is_refused() -> None:
     assert fit_all([member(recipe, "m0")])[0].ended == "done"
 
 
-def test_no_step_is_recorded_while_executors_are_timed() -> None:
-    assert WORTH > 1 + choosing.MOST
-
-
-@pytest.mark.parametrize(
-    "seconds, steps, backend",
-    [
-        ([9.0, 9.0, 2.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 9, "vmap"),
-        ([9.0, 2.7, 2.8], 3, "loop"),  # clearly slower than two that take 1 s each
-        ([9.0, 2.1, 2.1, 2.1], 4, "loop"),
-        ([9.0, 2.1, 2.1, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0], 9, "vmap"),  # a pause does not count
-        ([9.0, *[1.95] * 8], 9, "loop"),  # no clear gain
-    ],
-)
-def test_as_many_steps_are_timed_together_as_it_takes_to_tell(
-    seconds: list[float], steps: int, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = list(seconds)
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1.0)
-    monkeypatch.setattr(choosing, "_seconds", lambda step, runtime: (step(), left.pop(0))[1])
-    choice, _ = choosing.choose(members(family("mlp", train__steps=400), [{}, {}]), "auto")
-    assert (choice.backend, len(seconds) - len(left)) == (backend, steps)
-
-
-@pytest.mark.parametrize("steps, expected", [(1, math.inf), (3, math.inf), (4, 3.0), (5, 4.0)])
-def test_a_member_that_diverges_is_timed_by_the_steps_before(
-    steps: int, expected: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = iter(range(1, steps + 1))
-
-    def seconds(step: object, runtime: Runtime) -> float:
-        for found in taken:
-            return float(found)
-        raise WorkerError("training: the loss is not finite")
-
-    monkeypatch.setattr(choosing, "ALONE_S", 60.0)
-    monkeypatch.setattr(choosing, "_seconds", seconds)
-    member = members(family("mlp", train__steps=400), [{}])[0]
-    assert choosing._loop_seconds(member, Runtime(), count=3) == expected
-
-
-def test_steps_that_were_timed_together_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1e9)
-    group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
-    auto, records = fitted(group)
-    steps = [r["step"] for r in records if r.get("member") == "m0" and r.get("split") == "train"]
-    assert steps == list(range(1, 10)) and records[0]["event"] == "population"
-    together, _ = fitted(group, "vmap")
-    assert max(apart(a, b) for a, b in zip(auto, together, strict=True)) == 0
-
-
-def test_a_run_that_is_stopped_while_its_members_are_timed_keeps_those_that_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: asked.append(1) or 1e9)
-    group = members(family("mlp", train__steps=9), [{}, {"train.steps": 2}, {}])
-    outcomes = fit_all(group, "auto", Runtime(should_stop=lambda: bool(asked)))
-    assert [outcome.ended for outcome in outcomes] == ["stopped", "done", "stopped"]
-    assert outcomes[0].require().progress.step > 2
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_members_that_end_while_they_are_timed_have_ended(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 0.0)
-    group = members(family("mlp", train__steps=steps), [{}, {}])
-    ended: list[str] = []
-    first, records = fitted(group, finished=lambda outcome: ended.append(outcome.name))
-    again, later = fitted(group)
-    assert ended == ["m0", "m1"] and [said(r)[0]["backend"] for r in (records, later)] == ["vmap", "loop"]
-    assert max(apart(a, b) for a, b in zip(first, again, strict=True)) < 1e-4
-
-
 def test_members_of_which_memory_hardly_holds_one_train_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(choosing, "members_at_once", full)
+    monkeypatch.setattr(executor, "members_at_once", full)
     outcomes, records = fitted(members(family("mlp"), [{}] * 3))
     assert said(records)[0]["reason"] == "memory does not suffice for two members at once"
     assert [outcome.ended for outcome in outcomes] == ["done"] * 3
-
-
-def test_a_probe_that_runs_out_of_memory_is_made_again_with_half_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    whole = choosing.Lockstep
-
-    def scarce(group: list[Member], *others: Any) -> Any:
-        sizes.append(len(group))
-        if len(group) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(group, *others)
-
-    monkeypatch.setattr(choosing, "Lockstep", scarce)
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1e9)
-    outcomes, records = fitted(members(family("mlp"), [{}] * 5))
-    assert sizes == [5, 3, 2] and said(records)[0]["members_at_once"] == 2
-    assert [outcome.ended for outcome in outcomes] == ["done"] * 5
-
-
-def test_batches_count_where_they_are_not_prepared_beside_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = choosing.Lockstep
-
-    def slow_data(*arguments: Any) -> Any:
-        lockstep = whole(*arguments)
-        prepare = lockstep.feed._prepare
-
-        def prepare_slowly() -> None:
-            prepare()
-            lockstep.feed.pace = 1e6
-
-        lockstep.feed._prepare = prepare_slowly
-        return lockstep
-
-    monkeypatch.setattr(choosing, "Lockstep", slow_data)
-    _, records = fitted(members(family("mlp", train__steps=20), [{}, {}]))
-    assert said(records)[0]["backend"] == "loop" and "1e+09 ms together" in said(records)[0]["reason"]

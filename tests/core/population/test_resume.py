@@ -9,14 +9,12 @@ import pytest
 
 from core.errors import DataError
 from core.population import Member, Outcome, fit_all, spacing
-from core.population import choose as choosing
-from core.population import fit as fitting
-from core.population.choose import Begun, Choice, chosen
+from core.population.executor import chosen
 from core.population.fit import buckets
 from core.population.lockstep import Lockstep
 from core.population.memory import members_at_once
 from core.population.places import Places, clear, reached
-from core.runtime import LOCAL, Runtime
+from core.runtime import Runtime
 from tests.core.population.cases import family, member, members, same
 
 
@@ -160,7 +158,6 @@ def _weights(group: Sequence[Member]) -> list[Any]:
 
 
 def test_a_compiled_population_goes_on_with_the_rows_that_rest_in_it(tmp_path: Path) -> None:
-    from core.population.lockstep import Lockstep
 
     group = members(family("mlp", train__steps=12), [{}, {"train.steps": 5}, {}, {}])
     whole, halves = Lockstep(group, Runtime()), [Lockstep(group, Runtime()) for _ in range(2)]
@@ -176,23 +173,6 @@ def test_a_compiled_population_goes_on_with_the_rows_that_rest_in_it(tmp_path: P
             lockstep.advance()
     for name, outcome in halves[1].outcomes.items():
         assert same(outcome, whole.outcomes[name])
-
-
-def test_an_interrupted_run_does_not_decide_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choosing.forget()
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 1e9)
-    group = ragged(every=100)
-    whole = Work(tmp_path / "whole", group, "auto").train()
-    choosing.forget()
-    work = Work(tmp_path / "work", group, "auto").train(kill=9)
-    shutil.rmtree(work.path)  # killed before anything was saved
-    work.outcomes.clear()
-    choosing.forget()
-    monkeypatch.setattr(choosing, "_loop_seconds", lambda member, runtime, count: 0.0)
-    agree(work.train(), whole)
-    first, second = work.said("population")
-    assert (first["backend"], second["backend"], second["reason"]) == ("vmap", "vmap", "as before")
-    assert "names" not in second, "what was decided stays as it was said"
 
 
 def test_parts_are_cut_as_they_were_although_other_memory_is_free_now(tmp_path: Path) -> None:
@@ -282,24 +262,3 @@ def test_rows_of_other_widths_go_on_with_the_bits_of_undisturbed_ones(tmp_path: 
     work = Work(tmp_path / "work", group).train(kill=9).train()
     assert work.said("resumed") == [{"event": "resumed", "members": 2, "step": 8}]
     agree(work, Work(tmp_path / "whole", group).train())
-
-
-def test_a_member_that_ended_in_the_timed_steps_says_so_only_once_the_others_are_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a kill in between would leave the others to begin again without its row."""
-    changes: list[dict[str, Any]] = [{"train.steps": 1}, {}, {}]
-    group = members(family("mlp", train__steps=6, train__checkpoint_every=0), changes)
-
-    def timed(some: Sequence[Member], *rest: Any) -> tuple[Choice, Begun]:
-        held: list[Any] = []
-        lockstep = Lockstep(some, LOCAL, lambda outcome: held.append(lambda: rest[-1](outcome)))
-        lockstep.advance()
-        assert len(held) == 1, "one has ended"
-        return Choice("vmap", "asked for", len(some)), Begun(lockstep, held)
-
-    monkeypatch.setattr(fitting, "choose", timed)
-    saved: list[bool] = []
-    finished = lambda outcome: saved.append(any(tmp_path.glob("together-m0/step-*")))  # noqa: E731
-    fit_all(group, "auto", LOCAL, None, finished, Places(tmp_path))
-    assert saved == [True, True, True]
