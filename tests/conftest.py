@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported: two threads per process on a small machine cost more in switching than they bring.
@@ -23,6 +24,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # None makes `import NAME` raise ModuleNotFoundError and `find_spec(NAME)` return None: as if it were not installed.
 for _name in filter(None, os.environ.get("HANSE_TEST_WITHOUT", "").split(",")):
     sys.modules[_name] = None  # type: ignore[assignment]
+
+# A busy machine makes any example slow: a deadline would fail what is right.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 ROOMS = ("core", "architecture", "deploy", "cluster", "federated", "smoke", "parity", "faults", "fuzz", "hanse")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from core.data.config import BPE, Byte, TokenizerConfig
 from core.errors import DataError
 
+LONGEST_WORD = 256  # bytes that pairs are learned and found in; no word of a language is longer
 END = "<end>"  # the token after each document; `decode` leaves it out
 
 
@@ -107,10 +108,14 @@ class BPETokenizer:
     @classmethod
     def learn(cls, config: BPE, documents: list[str]) -> "BPETokenizer":
         """Learns the pairs from `documents`: the same ones from the same text."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # words, and of a longer run of text without a break (DNA, digits of pi) pieces: the library takes time that
+        # grows with the square of the longest
+        pieces = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=config.vocab,

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +116,15 @@ def test_every_test_name_is_a_sentence() -> None:
     ]
     assert len(functions) > 10
     assert [f"{at} {name}" for at, name in functions if len(name.split("_")) < 4] == []
+
+
+def test_no_test_of_drawn_examples_has_a_deadline() -> None:
+    import hypothesis
+
+    assert hypothesis.settings().deadline is None
+    own = [
+        path
+        for path in sorted(Path(__file__).parents[1].rglob("*.py"))
+        if re.search(r"\bsettings\([^)]*deadline", path.read_text())
+    ]
+    assert not own, f"tests/conftest.py turns deadlines off for all: {own}"

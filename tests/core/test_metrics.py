@@ -16,7 +16,7 @@ from core.errors import ConfigError
 from core.metrics import ClassMetrics, Metrics, RealMetrics, State, exact_auc, higher_is_better, log_odds
 from core.task import Batch
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 Rows = tuple[Tensor, Batch]
 
 

@@ -35,7 +35,7 @@ def own(clients: PartitionedClients, client: int, split: str) -> torch.Tensor:
     return clients.data(client, 0).splits[split].addresses(0, None)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     held_out=st.one_of(st.just(0.0), st.floats(0.001, 0.999)),

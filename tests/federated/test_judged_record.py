@@ -139,7 +139,7 @@ KINDS = {"class": Metrics.of("class", 3), "two classes": Metrics.of("class", 2),
 KINDS |= {"token": Metrics.of("token", 5, bytes_per_token=2.0), "smoothed": Metrics.of("token", 5, smoothed=True)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_a_state_of_data_has_no_fault(kind: str, rows: int, seed: int) -> None:
     metrics, generator = KINDS[kind], torch.Generator().manual_seed(seed)
@@ -170,7 +170,7 @@ def test_a_state_of_data_has_no_fault(kind: str, rows: int, seed: int) -> None:
 ANY = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, 1.0, -1.0, 1e-320, 1e300])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_whatever_a_state_holds_it_has_a_fault_or_gives_numbers_also_beside_another(
     kind: str, data: st.DataObject

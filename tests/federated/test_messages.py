@@ -160,7 +160,7 @@ NUMBERS = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(), st.lists(st.f
 NAMES = st.sampled_from([UPDATE, "steps", "num-examples", "client", "round", "run", "loss", "", "\n"])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(NAMES, ARRAYS, max_size=3), st.dictionaries(NAMES, NUMBERS, max_size=6), st.booleans())
 def test_nothing_that_a_client_can_send_raises(
     arrays: dict[str, Array], metrics: dict[str, Any], begins_well: bool
@@ -175,7 +175,7 @@ def test_nothing_that_a_client_can_send_raises(
         assert found.text and found.text.isprintable() and len(found.text) < 200
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 127), st.integers(0, 255))
 def test_one_wrong_byte_in_a_header_is_seen(place: int, byte: int) -> None:
     content = good()

@@ -66,7 +66,7 @@ def is_complete(partition: Partition, count: int) -> bool:
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.kind}{getattr(c, 'balanced', '')}")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     labels=st.lists(st.integers(0, 9), min_size=60, max_size=200).filter(lambda given: len(set(given)) >= 3),
     clients=st.integers(4, 30),
@@ -94,7 +94,7 @@ def test_no_client_has_fewer_than_min_size(config: PartitionConfig) -> None:
     assert int(partition.sizes.min()) >= 12 and is_complete(partition, 1437)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any),
     share=st.floats(0, 1),
@@ -172,7 +172,7 @@ def test_a_small_alpha_leaves_a_client_one_label_and_a_large_one_all() -> None:
         assert few < 1.5 and all_of_them > 9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clients=st.integers(1, 40), k=st.integers(1, 10), seed=st.integers(0, 1000))
 def test_a_client_of_k_labels_has_k_labels_and_no_label_is_left_over(clients: int, k: int, seed: int) -> None:
     data = even_labels(4000)
@@ -226,7 +226,7 @@ def test_quantity_skews_sizes_and_leaves_labels_alike() -> None:
     assert (largest / largest.sum() - 0.1).abs().max() < 0.02
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(parts=st.integers(1, 50), count=st.integers(1, 300), seed=st.integers(0, 1000))
 def test_dealing_by_shares_rounds_each_share_up_or_down(parts: int, count: int, seed: int) -> None:
     draws = numpy_generator(seed)

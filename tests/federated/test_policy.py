@@ -61,7 +61,7 @@ def sites(draw: st.DrawFn) -> list[list[float]]:
 # --- statistics ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sites(), st.lists(st.floats(0, 1), min_size=1, max_size=4), SEEDS)
 def test_no_statistic_holds_the_value_of_a_row_nor_a_cell_of_few_rows(
     parts: list[list[float]], wanted: list[float], seed: int
@@ -86,7 +86,7 @@ def test_no_statistic_holds_the_value_of_a_row_nor_a_cell_of_few_rows(
     assert not values & {*answers, *([] if is_whole else moments)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(KINDS, st.integers(K, 90), SEEDS)
 def test_however_often_a_site_is_asked_its_answers_differ_by_no_row_or_by_many(kind: str, rows: int, seed: int) -> None:
     values = distinct(kind, rows, seed)
@@ -113,7 +113,7 @@ def test_bins_share_bounds_how_many_groups_a_site_tells_apart() -> None:
     assert len(Policy(bins_share=0.02, tolerance=0.01).coarse(values).unique()) <= 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8))
 def test_rare_classes_are_withheld_and_do_not_follow_from_the_sum(counts: list[int]) -> None:
     kept = POLICY.cells(torch.tensor(counts, dtype=torch.float64)).tolist()
@@ -159,7 +159,7 @@ def judged_rows(classes: int, rows: int, seed: int) -> tuple[Metrics, State]:
     return metrics, state
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 4), st.integers(K, 70), SEEDS)
 def test_an_evaluation_tells_classes_and_scores_in_blocks_that_agree(classes: int, rows: int, seed: int) -> None:
     metrics, state = judged_rows(classes, rows, seed)
@@ -234,7 +234,7 @@ def rows_of(target: str, rows: int, seed: int, classes: int = 2) -> Rows:
     return Rows(torch.from_numpy(inputs), torch.tensor(targets), torch.ones(rows))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sampled_from([("real", 1), ("class", 2), ("class", 3)]), st.integers(K, 120), SEEDS)
 def test_no_threshold_of_a_tree_is_the_value_of_a_row_and_no_leaf_has_few_rows(
     target: tuple[str, int], rows: int, seed: int

@@ -94,7 +94,7 @@ def test_no_digits_are_lost_where_the_mean_is_large_beside_the_spread() -> None:
     assert math.isclose(summarize(clients, OPEN).of("x")["variance"], values.var(), rel_tol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(FLOATS, max_size=8), min_size=1, max_size=5).filter(any))
 @example([[], [3.0, 5.0]])
 @example([[-3.0, -5.0], []])
@@ -109,7 +109,7 @@ def test_merging_is_the_union_also_of_clients_without_rows(parts: list[list[floa
         assert (merged.low.item(), merged.high.item()) == (together.min(), together.max())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-3, 8), min_size=1, max_size=30), st.integers(1, 4))
 def test_histograms_are_those_of_numpy_exactly(values: list[int], clients: int) -> None:
     edges = [-1.0, 0.0, 2.0, 2.5, 5.0]  # many values lie on an edge, some outside
@@ -162,7 +162,7 @@ def test_edges_that_make_no_bins_are_refused(edges: Tensor) -> None:
         Request(())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.floats(-1e300, 1e300), max_size=9), min_size=1, max_size=4).filter(any),
     st.lists(st.floats(0, 1), min_size=1, max_size=3),

@@ -203,7 +203,7 @@ def test_a_block_that_is_not_finite_has_no_codes_and_leaves_the_others() -> None
 # --- top-k ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3e38, 1e-45, math.inf, math.nan]), min_size=1, max_size=20),
     st.data(),

@@ -22,7 +22,7 @@ def folds_of(count: int, split: Split, seed: int, labels: Indices | None = None)
     return [split_rows(count, replace(split, fold=fold), seed, labels) for fold in range(split.folds)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(10, 200), st.integers(2, 10), st.floats(0, 0.5), st.integers(1, 6), SEEDS)
 def test_every_row_is_tested_on_in_one_fold_and_is_in_one_split_of_each(
     count: int, folds: int, validation: float, classes: int, seed: int
@@ -35,7 +35,7 @@ def test_every_row_is_tested_on_in_one_fold_and_is_in_one_split_of_each(
         assert len(part["validation"]) == (max(1, round((count - len(part["test"])) * validation)) if validation else 0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(10, 200), st.integers(2, 10), st.integers(1, 6), SEEDS)
 def test_folds_are_as_even_as_those_of_scikit_learn(count: int, folds: int, classes: int, seed: int) -> None:
     from sklearn.model_selection import StratifiedKFold
@@ -82,7 +82,7 @@ def test_the_splits_own_seed_decides_what_is_held_out_whatever_the_recipes() -> 
         assert split_documents(documents, Split(seed=3, **shape), 7) != split_documents(documents, Split(**shape), 7)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(10, 200), st.integers(1, 6), st.integers(0, 9), SEEDS, st.sampled_from([None, 3]))
 def test_a_bootstrap_draws_as_many_training_rows_of_each_class_and_leaves_the_rest(
     count: int, classes: int, bootstrap: int, seed: int, folds: int | None
@@ -116,7 +116,7 @@ def documents_of(count: int, seed: int) -> list[str]:
     return ["".join(map(chr, range(1000 + end - n, 1000 + end))) for n, end in zip(lengths, ends, strict=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(2, 10), SEEDS)
 def test_every_character_is_tested_on_in_one_fold(count: int, folds: int, seed: int) -> None:
     documents = documents_of(count, seed)
@@ -167,7 +167,7 @@ def test_a_bootstrap_draws_many_documents_whole() -> None:
     assert (drawn["validation"], drawn["test"]) == (plain["validation"], plain["test"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 500), SEEDS)
 def test_a_bootstrap_of_one_document_is_as_long_and_made_of_its_blocks(length: int, bootstrap: int) -> None:
     text = "".join(map(chr, range(1000, 1000 + length)))

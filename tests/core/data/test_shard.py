@@ -94,7 +94,7 @@ def test_the_ranks_together_have_the_rows_of_one_process(name: str, world: int, 
     assert all(torch.equal(together[key], value) for key, value in alone.items())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 60), st.integers(1, 25), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2))
 def test_every_example_appears_once_per_epoch(count: int, batch: int, world: int, accumulate: int, epoch: int) -> None:
     train, all_data = Numbers(batch, accumulate=accumulate), rows(count)
@@ -109,7 +109,7 @@ def test_every_example_appears_once_per_epoch(count: int, batch: int, world: int
     assert sorted(seen) == list(range(count))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 25), st.integers(1, 5))
 def test_held_out_rows_come_once_in_order_in_equally_many_batches(count: int, size: int, world: int) -> None:
     parts = [list(rows(count).shard(rank, world).held_out("test", size)) for rank in range(world)]

@@ -12,7 +12,7 @@ from core.data.split import refuse_unseen, split_documents, split_rows
 from core.errors import DataError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(10, 300), st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 5), st.integers(1, 7))
 def test_the_splits_are_a_partition_of_the_promised_sizes(
     count: int, validation: float, test: float, seed: int, classes: int
