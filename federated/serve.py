@@ -9,6 +9,7 @@ from core.errors import out_of_memory
 from core.execute import Summary, digest, note_data, require_same_data
 from core.storage import artifact
 from core.storage.checkpoint import Checkpointer
+from core.storage.lines import stays
 from core.storage.store import RunDirectory
 from federated.engine import Engine
 from federated.exchange import Order
@@ -19,6 +20,7 @@ from federated.partition.picture import svg_picture
 from federated.server import Served, Server, Watch
 
 CLIENTS = "clients"  # the folder of what clients keep
+JUDGED = ("validation", "clients", "personal")  # splits of a round's evaluation
 PICTURE = "partition.svg"
 Record = dict[str, Any]
 
@@ -50,7 +52,8 @@ def require_data(federation: Federation, directory: RunDirectory, report: Callab
 
 def begin(federation: Federation, directory: RunDirectory, watch: Watch, round: int) -> None:
     """Says what the federation is, of which `round` rounds are done; what was said of later ones goes."""
-    directory.keep_metrics(lambda record: record.get("round", 0) <= round)
+    again = ("test", *JUDGED) if round >= federation.run.rounds else ("test",)  # the last round is judged at the end
+    directory.keep_metrics(lambda record: stays(record, "round", round, again))
     if federation.partition is not None and federation.central is not None:
         directory.replace(PICTURE, svg_picture(federation.partition, federation.central))
     watch.report({"event": "federation", **said_of(federation), "round": round})

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class Follower:
         for event in self._read("events.jsonl"):
             records.append(event)
             if event.get("event") == "started":  # metrics.jsonl was rewritten without the steps that are done again
-                kept = [r for r in read_lines(self._path / "metrics.jsonl") if r.get("step", 0) <= event["step"]]
+                records_now = read_lines(self._path / "metrics.jsonl")
+                kept = [record for record in records_now if stays(record, "step", event["step"])]
                 self._at["metrics.jsonl"] = sum(len(line_of(record)) for record in kept)
         return records + self._read("metrics.jsonl")
 
@@ -57,6 +59,15 @@ def read_lines(path: Path) -> list[Record]:
             raise DataError(f"{path}:{number}: is not a JSON object; the file was changed or damaged, remove the line")
         records.append(record)
     return records
+
+
+def stays(record: Record, counter: str, done: int, again: Collection[str] = ("test",)) -> bool:
+    """Whether a run that resumes after `done` steps or rounds keeps this record: it does not write it a second time.
+
+    `again`: the splits that are scored again where it resumes. The final ones always are: it comes to its end again.
+    """
+    at = record.get(counter, 0)
+    return bool(at < done or (at == done and record.get("split") not in again))
 
 
 def line_of(record: Record) -> bytes:

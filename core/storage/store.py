@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from core.errors import ConfigError, DataError, HanseError, ResourceError
 from core.storage.atomic import TEMPORARY, remove_tree, replace_text, write_all
-from core.storage.lines import Follower, Record, finite, line_of, open_log, read_lines
+from core.storage.lines import Follower, Record, finite, line_of, open_log, read_lines, stays
 from core.storage.path import user_path
 from core.storage.read import read_json
 from core.storage.steps import has_checkpoints
@@ -303,7 +303,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Drops the metrics of steps after `step`, which a run resumed there will write again."""
-        self.keep_metrics(lambda record: not record.get("step", 0) > step)
+        self.keep_metrics(lambda record: stays(record, "step", step))
 
     def keep_metrics(self, wanted: Callable[[Record], bool]) -> None:
         """Drops the metrics that are not wanted, while nobody else writes any."""

@@ -156,3 +156,18 @@ def test_a_directory_of_strays_is_written_to_and_read(tmp_path: Path) -> None:
     snapshot = load_latest(tmp_path).snapshot
     assert snapshot is not None and snapshot.step == 8
     assert (tmp_path / "step-000001").read_text() == "x"
+
+
+@pytest.mark.parametrize("words", [["train", *TRAIN, "train.evaluate_every=3"], ["federate", "simulate", *FEDERATE]])
+def test_a_run_that_was_killed_after_its_final_scores_records_them_once(
+    words: list[str], file: str, tmp_path: Path
+) -> None:
+    run, place = tmp_path / "run", len(words[:2]) if words[0] == "federate" else 1
+    command = [*words[:place], file, *words[place:], f"run_dir={run}", "--quiet"]
+    assert main(command) == 0
+    before = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "summary.json").unlink()
+    assert main([*command, "resume=true"]) == 0
+    again = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("split") for line in again] == [json.loads(line).get("split") for line in before]
+    assert sum('"split": "test"' in line for line in again) == 1
