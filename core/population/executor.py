@@ -24,7 +24,7 @@ from core.runtime import LOCAL, Record, Runtime
 Executor = Literal["loop", "vmap"]
 Backend = Literal["loop", "vmap", "auto"]
 # FLOPs of a step below which the dispatch of its kernels costs more than they do (measured; docs/results.md)
-SMALL_FLOPS = 3e7
+SMALL_FLOPS = 8e7
 # Rows of one population, and numbers in its matrix, at most: more gain no speed (measured; docs/results.md)
 MOST_ROWS, MOST_NUMBERS = 64, 1 << 26
 
