@@ -3,5 +3,5 @@
 import os
 
 # OpenMP's threads spin while they wait, for 200 ms: beside another busy process each of them waits for one that
-# spins, and small steps take 20 to 80 times as long. OpenMP reads this when torch is imported.
+# spins, and small steps took 6 to 60 times as long. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -103,7 +103,12 @@ def score(recipe: Recipe, data: Data, result: Result, runtime: Runtime) -> Summa
     values, progress = metrics.compute(state), result.progress
     if runtime.rank == 0:
         runtime.report({"step": progress.step, "split": split, **values})
-    best = {"step": progress.best_step, "metric": recipe.train.metric, "value": progress.best}
+    best = {
+        "step": progress.best_step,
+        "metric": recipe.train.metric,
+        "value": progress.best,
+        "bad_evaluations": progress.bad_evaluations,
+    }
     return {"split": split, "metrics": values, "details": metrics.details(state), "best": best}
 
 

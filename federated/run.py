@@ -12,6 +12,8 @@ from federated.policy import Policy
 from federated.strategies import FedAvg, StrategyConfig
 from federated.transforms import TransformConfig
 
+MOST_EPOCHS = 1_000_000  # of a client in one round: more is a slip of the finger, and would never end
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -33,8 +35,10 @@ class Evaluation:
             raise ValueError(f"clients must be at least 1, got {self.clients}; null asks all")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out}")
-        if self.fine_tune_epochs < 0:
-            raise ValueError(f"fine_tune_epochs must be 0 (off) or more, got {self.fine_tune_epochs}")
+        if not 0 <= self.fine_tune_epochs <= MOST_EPOCHS:
+            raise ValueError(
+                f"fine_tune_epochs must be 0 (off) or more, at most {MOST_EPOCHS:,}, got {self.fine_tune_epochs}"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class FederateRun:
         for name in ("local_epochs", "cpus_per_worker", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.local_epochs > MOST_EPOCHS:
+            raise ValueError(f"local_epochs must be at most {MOST_EPOCHS:,}, got {self.local_epochs:g}")
         for name in ("max_norm", "max_weight"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}; null is no bound")

@@ -92,7 +92,7 @@ def _finished(before: Run, run: TrainRun) -> str:
         return ""
     if summary["ended"] == "early" and train.patience is not None:
         # from what the run did, not from the patience it had: that may have been raised since, by a run that was killed
-        bad = (summary["steps"] - summary["best"]["step"]) // train.evaluation_interval
+        bad = summary["best"]["bad_evaluations"]
         if bad >= train.patience:
             return (
                 f"this run was stopped early, after {bad} evaluations without a better {train.metric}; "

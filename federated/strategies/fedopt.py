@@ -19,6 +19,7 @@ from federated.strategies.averaging import Averaging
 from federated.strategies.fedavgm import advance
 
 Betas = tuple[float, float]
+MOST_TAU = 1e9  # its square is a float32; far below it, too, the server is plain momentum
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def _step(
 def _check(server_lr: float, tau: float) -> None:
     checks.positive("server_lr", server_lr)
     checks.positive("tau", tau)
+    if tau > MOST_TAU:
+        raise ValueError(f"tau must be at most {MOST_TAU:g}, got {tau:g}")
 
 
 def _check_betas(betas: Betas) -> None:

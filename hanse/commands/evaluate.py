@@ -75,4 +75,4 @@ def _metric(name: str, value: float, found: Evaluation) -> Mapping[str, Any]:
 def _line(name: str, names: Sequence[str], row: Sequence[float]) -> Mapping[str, Any]:
     """One true class: how often each class was predicted."""
     counts = (int(count) if count.is_integer() else count for count in row)  # example weights may make parts of one
-    return {"true": name, **dict(zip(names, counts, strict=True))}
+    return {"true class": name, **dict(zip(names, counts, strict=True))}
