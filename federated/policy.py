@@ -1,8 +1,8 @@
-"""What a site lets leave it when it is asked for statistics, for an evaluation or for trees: nothing of single rows.
+"""What a site sends when a server requests statistics, an evaluation or trees: nothing about single rows.
 
-It is applied where the rows are, before anything is sent. Whoever starts a site decides about its policy: a server may
-ask for a stricter one, never for a looser one. Values are told as those of groups of rows, which are made once and do
-not depend on the question: so that many questions together say no more than one.
+A site applies its policy to its rows before it sends anything. Whoever starts the site sets the policy: a server may
+request a stricter one, never a looser one. The site sends values of groups of rows. It makes the groups once, and they
+do not depend on the request: so many requests together reveal no more than one.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ OFFSET = (3 - math.sqrt(5)) / 2
 
 @dataclass(frozen=True)
 class Policy:
-    """least_count: the fewest rows of which anything is told. bins_share: how many bins or groups of a column a site
-    tells apart, as a share of its rows. tolerance: how exactly values are told, as a share of the column's standard
-    deviation. extremes: whether the least and the largest value are told. least_sites: the fewest sites in a sum.
+    """least_count: the fewest rows that a number is sent about. bins_share: the most bins or groups of a column, as a
+    share of its rows. tolerance: the width of the grid of values, as a share of the column's standard deviation.
+    extremes: whether the least and the largest value are sent. least_sites: the fewest sites in a sum.
     """
 
     least_count: int = 10
@@ -49,11 +49,11 @@ class Policy:
 
     @property
     def group(self) -> int:
-        """The fewest rows that are told as one."""
+        """The fewest rows in a group."""
         return max(self.least_count, math.ceil(1 / self.bins_share - 1e-9))
 
     def stricter(self, other: "Policy | None") -> Self:
-        """What both allow."""
+        """The policy that sends only what both allow."""
         if other is None:
             return self
         return dataclasses.replace(
@@ -88,11 +88,11 @@ class Policy:
     # --- values of a column ------------------------------------------------------------------------------------------
 
     def coarse(self, values: Tensor) -> Tensor:
-        """Values [N], float64, each as what is told of it: the middle of its group, on a grid."""
+        """Values [N], float64, each replaced by the middle of its group, on a grid."""
         return self._grouped(values, lambda cells, starts, ends: cells[(starts + ends - 1) // 2] + 0.5)
 
     def lowered(self, values: Tensor) -> Tensor:
-        """Values [N], each as the lower end of its group: so that `value < end` cuts between groups, as trees do."""
+        """Values [N], each replaced by the lower end of its group, so that trees cut between groups."""
         return self._grouped(values, lambda cells, starts, ends: cells[starts])
 
     def _grouped(self, values: Tensor, told: Any) -> Tensor:
@@ -124,8 +124,8 @@ class Policy:
     # --- counts ------------------------------------------------------------------------------------------------------
 
     def cells(self, counts: Tensor) -> Tensor:
-        """Counts [C] without small cells. What is left out has `least_count` rows or more together: one cell alone
-        would follow from the sum."""
+        """Counts [C] with small cells set to 0. These hold `least_count` rows or more together: a single one of them
+        could be computed from the sum."""
         kept, left = counts.clone(), 0.0
         for place in counts.argsort(stable=True).tolist():
             if 0 < counts[place] < self.least_count or 0 < left < self.least_count:
@@ -134,9 +134,9 @@ class Policy:
         return kept
 
     def judged(self, metrics: Metrics, state: State, *key: int | str) -> State:
-        """The state of an evaluation as it is told: classes and scores in blocks of `least_count` examples.
+        """The state of an evaluation as the site sends it: classes and scores in blocks of `least_count` examples.
 
-        key: the site's; with the same one every time, a site's answers do not average out to what they hide.
+        key: the site's, the same for every request: then the mean of many answers reveals no more than one.
         """
         if not isinstance(metrics, ClassMetrics):
             return state  # sums over all rows
@@ -148,19 +148,19 @@ class Policy:
         """Raises ConfigError where examples have weights: then no sum of them says how many rows it is of."""
         if self.least_count > 1 and getattr(data, "weight", None) is not None:
             raise ConfigError(
-                "data.weight: examples with weights of their own cannot be counted, and a site tells nothing of fewer "
-                f"than {self.least_count}; leave data.weight out, or let each site set least_count to 1"
+                "data.weight: examples with weights of their own cannot be counted, and a site sends nothing about "
+                f"fewer than {self.least_count}; leave data.weight out, or let each site set least_count to 1"
             )
 
     def require(self, rows: int, sites: int) -> None:
-        """Raises DataError if there are too few rows to tell anything of them, or too few sites in a sum."""
+        """Raises DataError if there are too few rows to send a number about them, or too few sites in a sum."""
         if sites < self.least_sites:
             raise DataError(
-                f"statistics.least_sites: {sites} sites take part, and this one tells nothing to fewer than "
+                f"statistics.least_sites: {sites} sites take part, and this one sends nothing to fewer than "
                 f"{self.least_sites}"
             )
         if rows < self.least_count:
             raise DataError(
-                f"statistics.least_count: this site has {rows} rows, and tells nothing of fewer than "
+                f"statistics.least_count: this site has {rows} rows, and sends nothing about fewer than "
                 f"{self.least_count}; leave it out"
             )

@@ -263,7 +263,7 @@ def test_trees_of_sites_with_a_policy_learn_and_say_what_is_withheld() -> None:
 
 def test_a_site_with_too_few_rows_or_among_too_few_grows_no_tree() -> None:
     clients = cut(load(Table(path="bundled:breast_cancer"), "class"), 3)
-    with pytest.raises(WorkerError, match=r"this site has 5 rows, and tells nothing of fewer than 10"):
+    with pytest.raises(WorkerError, match=r"this site has 5 rows, and sends nothing about fewer than 10"):
         simulate_trees(TreesConfig(rounds=1), [*clients, cut(clients[0], 35)[0]], policy=POLICY)
     with pytest.raises(WorkerError, match=r"statistics\.least_sites: 2 sites take part"):
         simulate_trees(TreesConfig(rounds=1), clients[:2], policy=POLICY)
