@@ -191,7 +191,8 @@ def _real_labels(album: Album) -> NDArray[np.float32]:
         raise DataError(
             f"{album.name}: the labels are classes, a regression needs numbers; use objective.kind=classification"
         )
-    values: NDArray[np.float32] = album.labels.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values: NDArray[np.float32] = album.labels.astype(np.float32)
     if not np.isfinite(values).all():
         raise DataError(
             f"{album.name}: the label of image {int((~np.isfinite(values)).argmax()) + 1} is NaN or infinite"

@@ -6,6 +6,7 @@ Errors name file and line.
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.sources.arrow import columns_of
-from core.data.sources.contents import PACKED, is_packed, kind_of
+from core.data.sources.contents import PACKED, is_packed, kind_of, refuse_bomb
 from core.data.sources.delimited import open_delimited
 from core.data.sources.files import relative_name, sha256_file, sha256_named, unknown_extension
 from core.data.sources.frame import Column, Frame, Numeric, Texts, texts_of
@@ -69,10 +70,11 @@ def _open_parquet(path: Path) -> Frame:
             partition_base_dir=root,
             partitioning=dataset.partitioning(flavor="hive") if root else None,
         )
-        names = tuple(found.schema.names)
+        names, packed = tuple(found.schema.names), sum(file.stat().st_size for file in files)
 
     def fetch(names: Sequence[str], texts: Collection[str], digits: Collection[str]) -> Fetched:
         with blamed(DataError, str(path), "not a readable parquet file"):
+            refuse_bomb(path, found.count_rows() * len(names), packed)  # a flag, 8 bytes in memory, takes a bit at most
             return columns_of(found.to_table(columns=list(names)), texts)
 
     return Frame(names, fetch, left.note(path))
@@ -105,10 +107,17 @@ def read_numpy(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     """The arrays of an npz file by name, or of an npy file as `inputs`, and a note of what else is in it. Nothing is
     unpickled."""
     with blamed(DataError, str(path), "not a readable NumPy file without Python objects"), path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                refuse_bomb(path, sum(member.file_size for member in archive.infolist()), path.stat().st_size)
+        file.seek(0)
         content = np.load(file, allow_pickle=False)
         is_one = isinstance(content, np.ndarray)
         members = {"inputs": content} if is_one else {name: content[name] for name in content.files}
-    arrays = {name: member for name, member in members.items() if isinstance(member, np.ndarray)}
+        arrays = {name: member for name, member in members.items() if isinstance(member, np.ndarray)}
+        for array in arrays.values():
+            if array.dtype.kind == "U":  # numpy holds any number as a character
+                "".join(array.ravel().tolist()).encode()
     others = [name for name in members if name not in arrays]
     if not arrays:
         raise DataError(f"{path}: holds no arrays{': ' if others else ''}{', '.join(others)}")
@@ -144,5 +153,6 @@ def _numpy_column(name: str, values: NDArray[Any], as_texts: bool) -> Column | O
     if values.dtype.kind == "U" or (as_texts and values.dtype.kind in "biuf"):
         return texts_of(values)
     if values.dtype.kind in "biuf":
-        return Numeric(values.astype(np.float64))
+        with np.errstate(over="ignore"):  # what is no float64 is infinite, and refused as such
+            return Numeric(values.astype(np.float64))
     return Odd("", f"column '{name}' is an array of {values.dtype}, not numbers or texts")

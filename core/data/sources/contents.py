@@ -5,6 +5,7 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import IO, BinaryIO, TextIO, cast
 
 from core.data.sources.walk import is_system
-from core.errors import DataError, blamed
+from core.errors import DataError, ResourceError, blamed
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-MOST_TIMES, MOST_BYTES = 500, 256 << 20  # what unpacks to more than so many times its size, and bytes, is no data
+MOST_TIMES, MOST_BYTES = 100, 64 << 20  # what unpacks to more than so many times its size, and bytes, is no data
 DAMAGED = "it may be truncated or damaged; fetch it again"
 
 
@@ -39,13 +40,29 @@ def is_packed(path: Path) -> bool:
 @contextmanager
 def byte_file(path: Path) -> Iterator[BinaryIO]:
     """The content, to be read once from its beginning. What goes wrong while it is read is a DataError."""
-    with blamed(DataError, str(path), advice=DAMAGED if is_packed(path) else ""):
+    with blamed(DataError, str(path), advice=DAMAGED if is_packed(path) else ""), path.open("rb") as file:
+        _refuse_more_than_memory(path, os.fstat(file.fileno()).st_size)
         if not is_packed(path):
-            with path.open("rb") as file:
-                yield file
-            return
-        with _unpacked(path) as inner, io.BufferedReader(_Bounded(inner, path)) as file:
             yield file
+            return
+        with _unpacked(path, file) as inner, io.BufferedReader(_Bounded(inner, path, file)) as unpacked:
+            yield unpacked
+
+
+def refuse_bomb(path: Path, size: int, packed: int) -> None:
+    """DataError if the content takes so many bytes more than it is packed into that it is no data."""
+    if size > max(MOST_BYTES, MOST_TIMES * packed):
+        raise DataError(
+            f"{path}: unpacks to more than {MOST_TIMES} times its size, which is a sign of damage; unpack good data"
+        )
+
+
+def _refuse_more_than_memory(path: Path, size: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ResourceError(
+            f"{path}: the file holds {size:,} bytes, this machine's memory {memory:,}; split it, or give less of it"
+        )
 
 
 @contextmanager
@@ -86,9 +103,8 @@ def _bad_byte(line: bytes) -> int | None:
 class _Bounded(io.RawIOBase):
     """Bytes as they come, until there are more than any data is packed into."""
 
-    def __init__(self, inner: IO[bytes], path: Path) -> None:
-        self.inner, self.path, self.count = inner, path, 0
-        self.most = max(MOST_BYTES, MOST_TIMES * path.stat().st_size)
+    def __init__(self, inner: IO[bytes], path: Path, packed: BinaryIO) -> None:
+        self.inner, self.path, self.packed, self.count = inner, path, packed, 0
 
     def readable(self) -> bool:
         return True
@@ -96,31 +112,30 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer: "bytearray | memoryview[int]") -> int:  # type: ignore[override]
         found = self.inner.read(len(buffer))
         self.count += len(found)
-        if self.count > self.most:
-            raise DataError(f"{self.path}: unpacks to more than {MOST_TIMES} times its size; unpack it yourself")
+        refuse_bomb(self.path, self.count, self.packed.tell())  # of what is read so far, not of a large file
         buffer[: len(found)] = found
         return len(found)
 
 
-def _unpacked(path: Path) -> IO[bytes]:
+def _unpacked(path: Path, file: BinaryIO) -> IO[bytes]:
     openers: dict[str, Callable[[], object]] = {
-        ".gz": partial(gzip.open, path),
-        ".bz2": partial(bz2.open, path),
-        ".xz": partial(lzma.open, path),
-        ".zst": partial(_zstd, path),
-        ".zip": partial(_only_file, path),
+        ".gz": partial(gzip.open, file),
+        ".bz2": partial(bz2.open, file),
+        ".xz": partial(lzma.open, file),
+        ".zst": partial(_zstd, file),
+        ".zip": partial(_only_file, path, file),
     }
     return cast(IO[bytes], openers[path.suffix.lower()]())
 
 
-def _only_file(path: Path) -> object:
-    return zipfile.ZipFile(path).open(_only_name(path))
+def _only_file(path: Path, file: BinaryIO) -> object:
+    return zipfile.ZipFile(file).open(_only_name(path))
 
 
-def _zstd(path: Path) -> object:
+def _zstd(file: BinaryIO) -> object:
     import pyarrow
 
-    return pyarrow.input_stream(str(path), compression="zstd")
+    return pyarrow.input_stream(pyarrow.PythonFile(file, "r"), compression="zstd")
 
 
 def _only_name(path: Path) -> str:

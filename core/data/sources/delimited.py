@@ -11,7 +11,7 @@ from core.data.sources.arrow import columns_of
 from core.data.sources.contents import byte_file, is_packed, kind_of, not_utf8, text_file
 from core.data.sources.frame import Column, Frame
 from core.data.sources.notation import Odd
-from core.errors import DataError
+from core.errors import DataError, blamed
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLOCK, LARGEST_BLOCK = 1 << 20, (1 << 31) - 1  # bytes that pyarrow reads at a time, at least a row
@@ -38,7 +38,9 @@ def open_delimited(path: Path, delimiter: str | None, header: bool) -> Frame:
         notes = (f"read with {DELIMITERS[mark]} between the cells; data.delimiter says otherwise",)
 
     def fetch(wanted: Sequence[str], texts: Collection[str], digits: Collection[str]) -> Mapping[str, Column | Odd]:
-        return columns_of(written.read(wanted, {*texts, *digits}), {*texts, *digits})
+        table = written.read(wanted, {*texts, *digits})
+        with blamed(DataError, str(path), "not a valid csv"):
+            return columns_of(table, {*texts, *digits})
 
     written = Written(path, mark, header, names if is_short else ())
     return Frame(names, fetch, notes, written.words_of_empties)

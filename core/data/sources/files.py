@@ -2,10 +2,11 @@
 
 import difflib
 import hashlib
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from core.errors import DataError
+from core.errors import DataError, blamed
 from core.storage.atomic import fingerprint
 from core.storage.path import user_path
 
@@ -13,11 +14,17 @@ BUNDLED = "bundled:"
 
 
 def find(path: str) -> Path:
-    """The file or folder at `path`. Raises DataError with the nearest name if there is none."""
+    """The file or folder at `path`. Raises DataError for a pipe or device, and with the nearest name for nothing."""
     found = user_path(path, "data.path")
-    if found.exists():
-        return found
-    names = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
+    with blamed(DataError, path):
+        if found.exists():
+            mode = found.stat().st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                return found
+            raise DataError(
+                f"{path}: is neither a file nor a folder; data is read more than once, so save it in a file"
+            )
+        names = [p.name for p in found.parent.iterdir()] if found.parent.is_dir() else []
     near = difflib.get_close_matches(found.name, names, n=1)
     hint = f"did you mean {found.parent / near[0]}?" if near else "check data.path"
     raise DataError(f"{path}: no such file or folder; {hint}")
@@ -55,10 +62,8 @@ def sha256_of(content: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """The fingerprint of one file."""
-    try:
+    with blamed(DataError, str(path)):
         return fingerprint(path).sha256
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def sha256_named(parts: Iterable[tuple[str, str]]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from core.data.sources.contents import refuse_bomb
 from core.data.sources.files import relative_name, sha256_named
 from core.data.sources.walk import LeftOut, entries, is_system, walk
 from core.errors import DataError, blamed
@@ -114,11 +115,16 @@ def read_folder(
     height, width = size or _common_size(files, [pixels for _, _, pixels in heads], shape)
     named = [relative_name(file, root) for file in files]
     fingerprint = sha256_named((name, digest) for name, (digest, _, _) in zip(named, heads, strict=True))
-    classes = names if labeled and all(names) else None
-    shown = tuple(name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in named)
+    classes = [_shown(name) for name in names] if labeled and all(names) else None
+    shown = tuple(map(_shown, named))
     return Folder(
         files, classes, (channels, height, width), peak, background, fingerprint, parts, left.note(root), shown
     )
+
+
+def _shown(name: str) -> str:
+    """A name on the disk as a text: bytes that are not UTF-8 as numbers."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 # --- what lies where -----------------------------------------------------------------------------------------------
@@ -214,11 +220,10 @@ def _opened(path: Path, file: Path | BinaryIO) -> Iterator["Image"]:
 
 def _head(path: Path) -> tuple[str, str, tuple[int, int]]:
     """SHA-256, color mode and (height, width), from reading the file once."""
-    try:
+    with blamed(DataError, str(path)):
         content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     with _opened(path, io.BytesIO(content)) as image:
+        refuse_bomb(path, image.width * image.height * len(image.getbands()), len(content))
         width, height = _upright_size(image, content)
         return hashlib.sha256(content).hexdigest(), image.mode, (height, width)
 

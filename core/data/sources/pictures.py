@@ -1,5 +1,6 @@
 """Image files: MNIST IDX, CIFAR binary, npz and npy arrays. Pixels stay raw; labels are indices, names or values."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.sources.columns import read_numpy
-from core.data.sources.contents import byte_file
+from core.data.sources.contents import byte_file, text_file
 from core.data.sources.files import sha256_file, sha256_named, unknown_extension
+from core.data.sources.walk import entries
 from core.errors import DataError
 
 CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -50,7 +52,7 @@ def read_pictures(path: Path) -> Pictures:
 
 def is_binary_folder(path: Path) -> bool:
     """Whether a folder holds IDX or CIFAR files rather than images."""
-    return bool(_cifar_files(path)) or any(is_idx(file) for file in path.iterdir() if file.is_file())
+    return bool(_cifar_files(path)) or any(is_idx(file) for file in entries(path) if file.is_file())
 
 
 def joined(images: list[NDArray[Any]], labels: list[NDArray[Any]], names: list[str]) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def is_idx(path: Path) -> bool:
 
 
 def _read_idx(path: Path) -> Pictures:
-    files = sorted(p for p in path.iterdir() if is_idx(p) and "images" in p.name) if path.is_dir() else [path]
+    files = [p for p in entries(path) if is_idx(p) and "images" in p.name] if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: holds neither images nor IDX nor CIFAR files")
     read: list[Path] = []
@@ -85,6 +87,8 @@ def _read_idx(path: Path) -> Pictures:
             )
         if len(pixels) != len(classes):
             raise DataError(f"{file}: {len(pixels)} images, but {partner.name} holds {len(classes)} labels")
+        if not pixels.size:
+            raise DataError(f"{file}: holds no images")
         images.append(pixels[:, None])
         labels.append(classes)
         names.append("test" if file.name.startswith(_TEST) else "train")
@@ -111,8 +115,10 @@ def _idx_array(path: Path) -> NDArray[np.uint8]:
             f"{path}: not an IDX file of bytes: it must begin with 00 00 08, not {content[:3].hex(' ') or 'nothing'}"
         )
     dims = content[3]
+    if dims > 3:
+        raise DataError(f"{path}: its header says {dims} dimensions; images have 3 and labels 1")
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
-    expected, size = 4 + 4 * dims + int(np.prod(shape, dtype=np.int64)), len(content)
+    expected, size = 4 + 4 * dims + math.prod(shape), len(content)
     if size != expected:
         how = "truncated" if size < expected else "too long"
         raise DataError(f"{path}: {how}: {list(shape)} need {expected} bytes, the file has {size}; fetch it again")
@@ -128,9 +134,11 @@ def _content(path: Path) -> bytes:
 
 
 def _cifar_files(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.glob("*.bin") if p.stem in ("train", "test", "test_batch") or p.stem.startswith("data_batch")
-    )
+    return [
+        p
+        for p in entries(folder)
+        if p.suffix == ".bin" and (p.stem in ("train", "test", "test_batch") or p.stem.startswith("data_batch"))
+    ]
 
 
 def _read_cifar(path: Path) -> Pictures:
@@ -170,7 +178,10 @@ def _cifar_names(folder: Path, hundred: bool) -> tuple[str, ...]:
     if not hundred:
         return CIFAR_10
     names = folder / "fine_label_names.txt"
-    lines = names.read_text(encoding="utf-8").split() if names.is_file() else []
+    lines: list[str] = []
+    if names.is_file():
+        with text_file(names) as file:
+            lines = file.read().split()
     return tuple(lines) if len(lines) == 100 else tuple(str(i) for i in range(100))
 
 
@@ -231,10 +242,12 @@ def channels_first(path: Path, images: NDArray[Any]) -> tuple[NDArray[Any], floa
         return images, 255.0
     if images.dtype == np.uint16:
         return images.astype(np.float32), 65535.0
-    bad = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
+    with np.errstate(over="ignore"):
+        floats = images.astype(np.float32)
+    bad = ~np.isfinite(floats).reshape(len(floats), -1).all(axis=1)
     if bad.any():
         raise DataError(f"{path}: image {int(bad.argmax()) + 1} holds NaN or infinite pixels")
-    return images.astype(np.float32), 1.0
+    return floats, 1.0
 
 
 def _labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[Any]:

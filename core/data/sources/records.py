@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.data.sources.contents import kind_of, text_file
-from core.errors import DataError, words_of
+from core.errors import DataError, blamed
 
 Record = dict[str, Any]
 ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -69,10 +69,11 @@ def _rows(path: Path, columns: dict[str, Any]) -> list[Record]:
 
 
 def _parsed(path: Path, where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {where}: not valid JSON: {words_of(error)}") from None
+    with blamed(DataError, f"{path}: {where}", "not valid JSON"):
+        value = json.loads(text)
+        if "\\u" in text:  # half a character may be written so, and no text holds it
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
 
 
 def _object(path: Path, where: str, value: Any) -> Record:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import DataError
+from core.errors import DataError, blamed
 
 # Of macOS, Windows and network drives; names that begin with a dot are passed over as well.
 SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
@@ -63,10 +63,8 @@ def is_system(path: Path) -> bool:
 
 def entries(folder: Path) -> list[Path]:
     """What lies in a folder, in order of name. Raises DataError if it cannot be read."""
-    try:
+    with blamed(DataError, str(folder)):
         return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def _below(root: Path, left: LeftOut | None = None) -> Iterator[Path]:

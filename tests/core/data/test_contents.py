@@ -72,7 +72,7 @@ def test_what_unpacks_to_more_than_data_can_be_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr("core.data.sources.contents.MOST_BYTES", 1 << 20)
     path = tmp_path / "a.txt.bz2"
     path.write_bytes(bz2.compress(b"0" * (8 << 20)))
-    with pytest.raises(DataError, match="unpacks to more than 500 times its size"):
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
         text_of(path)
 
 
