@@ -50,7 +50,6 @@ def main() -> None:
     folder, seeds = Path(sys.argv[1]), int(sys.argv[2])
     write_good(folder)
     warnings.simplefilter("error")  # what a library writes to the terminal is no line of ours
-    warnings.filterwarnings("ignore", module="PIL")
     for name in READERS:  # what the libraries take once
         outcome(case_of(name, folder))
     idle = peak_mb()

@@ -86,6 +86,13 @@ def _zip_of_zeros(name: str, head: bytes = b"") -> bytes:
     return out.getvalue()
 
 
+def _tiff_of_many_samples() -> bytes:
+    """A picture of which Pillow tells the terminal that it has too many samples a pixel."""
+    tags = [(256, 8), (257, 8), (258, 8), (262, 1), (273, 8), (277, 8354), (278, 8), (279, 64)]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(100)
+
+
 def _header(shape: str, kind: str = "<f8") -> bytes:
     text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
@@ -200,6 +207,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "image bomb: x/train-images-idx3-ubyte.gz": lambda: _bomb(_fast_gzip, idx((1 << 20, 32, 32), b"")),
     "image bomb: x/a/x.png": lambda: png(20_000, 20_000),
     "image smaller bomb: x/a/x.png": lambda: png(12_000, 12_000),
+    "image a tag too many: x/a/x.tif": _tiff_of_many_samples,
     "table objects: x.npy": lambda: npy(np.array([[1, None], [{}, "x"]], object), True),
     "table objects: x.npz": lambda: numpy_file(inputs=np.eye(4), y=np.array([None, {}, 1, "x"], object)),
     "table structures: x.npz": lambda: numpy_file(inputs=np.eye(4), y=np.zeros(4, "i4,f8")),

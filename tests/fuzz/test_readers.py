@@ -34,7 +34,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"never ends: {(error.stdout or b'').splitlines()[-1:]}")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, f"{lines[-1:]}: {done.stderr[-2000:]}"
+    assert done.returncode == 0 and not done.stderr, f"{lines[-1:]}: {done.stderr[-2000:]}"
     return {line["case"]: line for line in lines if "case" in line}
 
 

@@ -53,7 +53,7 @@ def refuse_bomb(path: Path, size: int, packed: int) -> None:
     """DataError if the content takes so many bytes more than it is packed into that it is no data."""
     if size > max(MOST_BYTES, MOST_TIMES * packed):
         raise DataError(
-            f"{path}: unpacks to more than {MOST_TIMES} times its size, which is a sign of damage; unpack good data"
+            f"{path}: unpacks to more than {MOST_TIMES} times its size, a sign of damage; save good data unpacked"
         )
 
 

@@ -7,7 +7,9 @@ is cut off: white is 1, the largest number of 16 bits where they are integers.
 
 import hashlib
 import io
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -99,6 +101,7 @@ def read_folder(
     shape: [C, H, W] that a model takes. labeled: whether each must lie in the folder of its class. DataError names the
     first bad file.
     """
+    _silence_pillow()
     left, root = LeftOut(), path.parent if path.is_file() else path
     files, names, parts = ([path], [""], {}) if path.is_file() else _listed(root, left)
     if not files:
@@ -203,6 +206,12 @@ def _class_name(path: Path, root: Path) -> str:
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _silence_pillow() -> None:
+    """Pillow tells the terminal what it finds odd in a picture. Here a picture is read, or refused in one line."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
