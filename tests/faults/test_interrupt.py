@@ -80,7 +80,8 @@ def test_a_closed_terminal_saves_and_ends_a_run_unless_it_was_started_to_outlive
         "--json",
     ]
     process = subprocess.Popen(
-        ["nohup", *command] if is_ignored else command,
+        # the tests may run under nohup themselves
+        [*(["nohup"] if is_ignored else ["env", "--default-signal=HUP"]), *command],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     started.append(process)

@@ -152,9 +152,11 @@ def test_what_cannot_be_replayed_is_one_line(run: Path, file: str, capsys: pytes
     capsys.readouterr()
     assert replay("latest", 1, 0) == 2
     assert "privacy.noise: secure noise cannot be drawn again" in capsys.readouterr().err
-    assert main(["train", str(ROOT / "configs/train/digits-mlp.yaml"), "train.steps=1", "--quiet"]) == 0
+    plain = run.parent / "plain"
+    words = ["train.steps=1", f"run_dir={plain}", "--quiet"]
+    assert main(["train", str(ROOT / "configs/train/digits-mlp.yaml"), *words]) == 0
     capsys.readouterr()
-    assert replay("latest", 1, 0) == 2
+    assert replay(plain, 1, 0) == 2
     assert "is no federation; only the rounds of a federation can be replayed" in capsys.readouterr().err
 
 
